@@ -1,0 +1,5 @@
+//! stele: a drop-in replacement for etcd, over RocksDB.
+
+pub mod proto;
+
+pub mod metrics;
