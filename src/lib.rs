@@ -2,4 +2,6 @@
 
 pub mod proto;
 
+pub mod storage;
+
 pub mod metrics;

@@ -1,0 +1,137 @@
+//! One open RocksDB: the state as it was opened, with all that was written
+//! since.
+//!
+//! A generation lives from its opening (at a start, or when the state of
+//! another member takes the place of this one's) until the last who reads from
+//! it is gone: snapshots hold it, iterators and values borrow it. The engine
+//! points at the present one and writes to no other. Where its files lie and
+//! when they go is the business of [`super::state_dirs`].
+
+use super::options::{self, Memory};
+use super::{Column, StorageError};
+use parking_lot::Mutex;
+use rocksdb::{
+    ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, Options, ReadOptions, properties,
+};
+use std::path::Path;
+
+pub(crate) struct Generation {
+    pub(super) db: DB,
+    pub(super) read_options: ReadOptions,
+    /// Ranges of rows that are deleted, waiting for a flush to make that
+    /// durable; see [`Generation::drop_files_after_flush`].
+    droppable: Mutex<Vec<DroppableRange>>,
+}
+
+struct DroppableRange {
+    column: Column,
+    first: Vec<u8>,
+    last: Vec<u8>,
+}
+
+impl Generation {
+    /// Opens the database in `dir`, creating it when the directory is empty.
+    pub(super) fn open(dir: &Path, memory: &Memory) -> Result<Generation, StorageError> {
+        let database = options::database(memory)?;
+        Generation::open_with(memory, |columns| {
+            DB::open_cf_descriptors(&database, dir, columns)
+        })
+    }
+
+    /// Opens a copy that nobody writes to, and leaves it as it is.
+    pub(super) fn open_read_only(dir: &Path, memory: &Memory) -> Result<Generation, StorageError> {
+        let mut database = Options::default();
+        // An open file each time one is looked at: there is little to look at.
+        database.set_max_open_files(16);
+        Generation::open_with(memory, |columns| {
+            DB::open_cf_descriptors_read_only(&database, dir, columns, false)
+        })
+    }
+
+    fn open_with(
+        memory: &Memory,
+        open: impl FnOnce(Vec<ColumnFamilyDescriptor>) -> Result<DB, rocksdb::Error>,
+    ) -> Result<Generation, StorageError> {
+        let columns = Column::ALL
+            .into_iter()
+            .map(|column| {
+                let options = options::column(column, memory)?;
+                Ok(ColumnFamilyDescriptor::new(column.name(), options))
+            })
+            .collect::<Result<Vec<_>, rocksdb::Error>>()?;
+        Ok(Generation {
+            db: open(columns)?,
+            read_options: ReadOptions::default(),
+            droppable: Mutex::default(),
+        })
+    }
+
+    /// RocksDB finds handles by name, in a map of four short names: cheap, and
+    /// done once a read or batch, never once a row.
+    pub(super) fn handle(&self, column: Column) -> &ColumnFamily {
+        self.db
+            .cf_handle(column.name())
+            .expect("every column was opened")
+    }
+
+    /// Flushes all columns as of one batch; the files that waited for it go.
+    pub(super) fn flush(&self) -> Result<(), rocksdb::Error> {
+        let droppable = std::mem::take(&mut *self.droppable.lock());
+        let handles = Column::ALL.map(|column| self.handle(column));
+        self.db
+            .flush_cfs_opt(&handles.each_ref(), &FlushOptions::default())?;
+        for DroppableRange {
+            column,
+            first,
+            last,
+        } in droppable
+        {
+            self.db
+                .delete_file_in_range_cf(self.handle(column), first, last)?;
+        }
+        Ok(())
+    }
+
+    /// Once the next flush has completed, removes the files that lie wholly
+    /// within `first..=last`. The caller has deleted those rows in a batch
+    /// already written; dropping files earlier could outlive that batch in a
+    /// crash and leave a state that misses rows it believes it has.
+    pub(crate) fn drop_files_after_flush(&self, column: Column, first: &[u8], last: &[u8]) {
+        self.droppable.lock().push(DroppableRange {
+            column,
+            first: first.to_vec(),
+            last: last.to_vec(),
+        });
+    }
+
+    pub(super) fn has_droppable_files(&self) -> bool {
+        !self.droppable.lock().is_empty()
+    }
+
+    pub(super) fn memtable_bytes(&self) -> u64 {
+        self.sum(properties::CUR_SIZE_ALL_MEM_TABLES)
+    }
+
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.sum(properties::TOTAL_SST_FILES_SIZE)
+    }
+
+    pub(super) fn live_file_bytes(&self) -> u64 {
+        self.sum(properties::ESTIMATE_LIVE_DATA_SIZE)
+    }
+
+    /// A property summed over the columns. The properties asked for exist; if
+    /// RocksDB cannot tell one, zero is the honest number for a gauge.
+    fn sum(&self, property: &properties::PropName) -> u64 {
+        Column::ALL
+            .into_iter()
+            .map(|column| {
+                self.db
+                    .property_int_value_cf(self.handle(column), property)
+                    .ok()
+                    .flatten()
+                    .unwrap_or(0)
+            })
+            .sum()
+    }
+}
