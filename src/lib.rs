@@ -4,4 +4,6 @@ pub mod proto;
 
 pub mod storage;
 
+pub mod mvcc;
+
 pub mod metrics;
