@@ -4,6 +4,7 @@ pub mod proto;
 
 pub mod storage;
 
+pub mod lease;
 pub mod mvcc;
 
 pub mod metrics;
