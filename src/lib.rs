@@ -7,4 +7,6 @@ pub mod storage;
 pub mod lease;
 pub mod mvcc;
 
+pub mod machine;
+
 pub mod metrics;
