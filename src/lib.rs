@@ -8,5 +8,6 @@ pub mod lease;
 pub mod mvcc;
 
 pub mod machine;
+pub mod watch;
 
 pub mod metrics;
