@@ -10,4 +10,6 @@ pub mod mvcc;
 pub mod machine;
 pub mod watch;
 
+pub mod http;
+
 pub mod metrics;

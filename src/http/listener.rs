@@ -1,0 +1,514 @@
+//! The ports: sockets, connections, and what serves each request.
+//!
+//! One client port carries gRPC and plain HTTP, with or without TLS: a
+//! connection is HTTP/1 or HTTP/2 by its first bytes, a request is gRPC by its
+//! content type. What the two sides answer is given as two services; this file
+//! knows neither.
+//!
+//! Stopping is designed: [`serve`] stops accepting, lets running calls end,
+//! tells clients to go elsewhere (GOAWAY), and closes what is still open after
+//! [`DRAIN_LIMIT`]. Whoever owns endless streams must end them, or that limit
+//! is what ends them.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::future::RouteFuture;
+use bytes::Bytes;
+use http::{Request, Response, header};
+use http_body_util::Either;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower::Service as _;
+use tracing::{debug, error, info, warn};
+
+use super::gather::{Gathered, Shared};
+use super::pings::Guarded;
+use super::{Url, tls};
+
+/// How long running calls may take to end once the server stops. Writes end
+/// within their own time-out of a few seconds or are lost causes.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a client may take to send the headers of an HTTP/1 request, as
+/// etcd has it.
+const HEADER_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+/// How long a TLS handshake may take. A live client needs milliseconds.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// After how long without traffic the kernel probes whether a client is there.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Connections that wait to be accepted; the kernel lowers it to its own limit.
+const BACKLOG: u32 = 4096;
+
+/// File descriptors that connections leave for everything else (etcd's number).
+const RESERVED_DESCRIPTORS: u64 = 150;
+
+/// Streams that clients have opened and reset again before they were looked
+/// at, per connection. The library's 20 is meant for browsers; a gRPC client
+/// that cancels a burst of calls is no attacker.
+const MAX_PENDING_RESETS: usize = 1000;
+
+/// Calls that a member may have under way at another one: its raft messages,
+/// and what its clients have asked for that only the leader knows. More wait
+/// for their turn on the calling side.
+const PEER_STREAMS: u32 = 4096;
+
+/// Settings of connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// HTTP/2 streams a connection may have at a time.
+    pub max_concurrent_streams: u32,
+    /// After how long without traffic a client is pinged; none: never.
+    pub ping_interval: Option<Duration>,
+    /// How long a client may take to answer a ping.
+    pub ping_timeout: Duration,
+    /// A client that pings more often is sent away (LIM-8).
+    pub min_ping_interval: Duration,
+}
+
+impl Settings {
+    /// For the port that members use among each other: nobody is sent away for
+    /// pinging, and one that has gone silent is noticed soon after it would
+    /// have lost an election.
+    pub fn for_peers(election_timeout: Duration) -> Settings {
+        Settings {
+            max_concurrent_streams: PEER_STREAMS,
+            ping_interval: Some(election_timeout),
+            ping_timeout: election_timeout,
+            min_ping_interval: Duration::ZERO,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// SO_REUSEPORT: several processes may listen on one port.
+    pub reuses_port: bool,
+}
+
+/// What answers on a listener.
+#[derive(Clone)]
+pub enum Services<G> {
+    /// gRPC by content type, the rest to `http`.
+    Both { grpc: G, http: Router },
+    /// Everything to one side.
+    One(G),
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// One side: the service of gRPC, or a router.
+pub trait Side:
+    tower::Service<
+        Request<Incoming>,
+        Response = Response<Self::Body>,
+        Error = Infallible,
+        Future: Send + Unpin + 'static,
+    > + Clone
+    + Send
+    + Sync
+    + 'static
+{
+    type Body: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+}
+
+impl<S, B> Side for S
+where
+    S: tower::Service<
+            Request<Incoming>,
+            Response = Response<B>,
+            Error = Infallible,
+            Future: Send + Unpin + 'static,
+        > + Clone
+        + Send
+        + Sync
+        + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    type Body = B;
+}
+
+#[derive(Debug, Error)]
+#[error("cannot listen on {url}: {source}")]
+pub struct BindError {
+    pub url: Url,
+    pub source: io::Error,
+}
+
+/// A socket that accepts connections, but whose connections nobody serves yet.
+#[derive(Debug)]
+pub struct Listener {
+    url: Url,
+    socket: Socket,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix {
+        listener: UnixListener,
+        /// Removed when the socket is dropped.
+        _file: SocketFile,
+    },
+}
+
+/// The file of a Unix socket, removed with it.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody else may have removed it, which is just as well.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Opens the socket of `url`. Must be called in a tokio runtime.
+    pub fn bind(url: &Url, options: &SocketOptions) -> Result<Listener, BindError> {
+        let socket = match (url.host_and_port(), url.socket_file()) {
+            (Some((host, port)), _) => bind_tcp(host, port, options).map(Socket::Tcp),
+            (None, Some(path)) => bind_unix(path),
+            (None, None) => unreachable!("a URL has a port or a file"),
+        };
+        match socket {
+            Ok(socket) => Ok(Listener {
+                url: url.clone(),
+                socket,
+            }),
+            Err(source) => Err(BindError {
+                url: url.clone(),
+                source,
+            }),
+        }
+    }
+
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The address with the port the kernel has chosen, if port 0 was asked
+    /// for. None for a socket file.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().ok(),
+            Socket::Unix { .. } => None,
+        }
+    }
+}
+
+/// `localhost` is tried as IPv4 first, as Go does.
+fn bind_tcp(host: &str, port: u16, options: &SocketOptions) -> io::Result<TcpListener> {
+    if host != "localhost" {
+        let address: IpAddr = host.parse().map_err(|_| io::ErrorKind::AddrNotAvailable)?;
+        return bind_address(SocketAddr::new(address, port), options);
+    }
+    bind_address((Ipv4Addr::LOCALHOST, port).into(), options).or_else(|error| {
+        let has_no_ipv4 = error.kind() == io::ErrorKind::AddrNotAvailable;
+        if has_no_ipv4 {
+            bind_address((Ipv6Addr::LOCALHOST, port).into(), options)
+        } else {
+            Err(error)
+        }
+    })
+}
+
+fn bind_address(address: SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // A restart must not wait for the last connections of the process before.
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(options.reuses_port)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn bind_unix(path: PathBuf) -> io::Result<Socket> {
+    // Left behind by a process that was killed.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    Ok(Socket::Unix {
+        listener,
+        _file: SocketFile(path),
+    })
+}
+
+/// Serves `services` on all of `listeners` until `shutdown`, then drains.
+/// `tls` must be there if a listener's URL asks for TLS.
+pub async fn serve<G: Side>(
+    listeners: Vec<Listener>,
+    services: Services<G>,
+    tls: Option<tls::Settings>,
+    settings: Settings,
+    shutdown: CancellationToken,
+) {
+    let tls = tls.map(Arc::new);
+    let mut loops = JoinSet::new();
+    for listener in listeners {
+        let tls = tls.clone().filter(|_| listener.url.scheme().is_tls());
+        assert_eq!(
+            tls.is_some(),
+            listener.url.scheme().is_tls(),
+            "{} has its TLS",
+            listener.url
+        );
+        let port = Arc::new(Port {
+            url: listener.url,
+            services: services.clone(),
+            tls,
+            builder: builder(&settings),
+            min_ping_interval: settings.min_ping_interval,
+            shutdown: shutdown.clone(),
+        });
+        loops.spawn(port.accept_all(listener.socket));
+    }
+    while let Some(result) = loops.join_next().await {
+        if let Err(error) = result {
+            error!(%error, "a listener stopped");
+        }
+    }
+}
+
+fn builder(settings: &Settings) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_LIMIT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(settings.max_concurrent_streams)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .keep_alive_interval(settings.ping_interval)
+        .keep_alive_timeout(settings.ping_timeout);
+    builder
+}
+
+/// What the connections of one listener share.
+struct Port<G> {
+    url: Url,
+    services: Services<G>,
+    tls: Option<Arc<tls::Settings>>,
+    builder: auto::Builder<TokioExecutor>,
+    min_ping_interval: Duration,
+    shutdown: CancellationToken,
+}
+
+impl<G: Side> Port<G> {
+    /// Accepts until the server stops, then waits for the connections to end.
+    async fn accept_all(self: Arc<Self>, socket: Socket) {
+        let max_connections = max_connections();
+        let slots = Arc::new(Semaphore::new(max_connections as usize));
+        loop {
+            let accepted = tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                accepted = self.accept(&socket, &slots) => accepted,
+            };
+            // Out of descriptors, most likely; pausing beats spinning.
+            if let Err(error) = accepted {
+                error!(url = %self.url, %error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        drop(socket);
+        debug!(url = %self.url, "no more connections are accepted");
+        // Each connection holds a slot, so all slots free means all are closed.
+        let _ = slots.acquire_many(max_connections).await;
+    }
+
+    async fn accept(self: &Arc<Self>, socket: &Socket, slots: &Arc<Semaphore>) -> io::Result<()> {
+        let slot = Arc::clone(slots)
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
+        match socket {
+            Socket::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                tune(&stream);
+                self.spawn(stream, peer.to_string(), slot);
+            }
+            Socket::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                self.spawn(stream, "unix".to_owned(), slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn<S>(self: &Arc<Self>, stream: S, peer: String, slot: OwnedSemaphorePermit)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let port = Arc::clone(self);
+        tokio::spawn(async move {
+            let _slot = slot;
+            let Some(tls) = &port.tls else {
+                return port.serve(stream, &peer, false).await;
+            };
+            let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, Arc::clone(tls).accept(stream));
+            let result = tokio::select! {
+                result = handshake => result,
+                () = port.shutdown.cancelled() => return,
+            };
+            match result {
+                Ok(Ok(stream)) => port.serve(stream, &peer, true).await,
+                Ok(Err(error)) => warn!(url = %port.url, peer, %error, "rejected a connection"),
+                Err(_) => warn!(url = %port.url, peer, "rejected a connection: no TLS handshake"),
+            }
+        });
+    }
+
+    /// Serves one connection to its end.
+    async fn serve<S>(&self, stream: S, peer: &str, is_tls: bool)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let io = Shared::new(Guarded::new(Gathered::new(stream), self.min_ping_interval));
+        let settling = io.share();
+        let dispatch = Dispatch {
+            services: self.services.clone(),
+            is_tls: IsTls(is_tls),
+        };
+        let connection = self.builder.serve_connection(TokioIo::new(io), dispatch);
+        let mut connection = pin!(connection);
+        let result = tokio::select! {
+            result = poll_fn(|cx| poll_and_settle(connection.as_mut(), &settling, cx)) => result,
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                let drained = poll_fn(|cx| poll_and_settle(connection.as_mut(), &settling, cx));
+                match tokio::time::timeout(DRAIN_LIMIT, drained).await {
+                    Ok(result) => result,
+                    Err(_) => {
+                        info!(peer, "closed a connection that had calls running");
+                        return;
+                    }
+                }
+            }
+        };
+        if let Err(error) = result {
+            debug!(peer, error, "a connection broke");
+        }
+    }
+}
+
+/// Polls a connection, and then sees to what it has written to `stream`.
+fn poll_and_settle<S: AsyncWrite + Unpin>(
+    connection: Pin<&mut impl Future<Output = Result<(), BoxError>>>,
+    stream: &Shared<Guarded<Gathered<S>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), BoxError>> {
+    let polled = connection.poll(cx);
+    match stream.settle(Guarded::stream, polled.is_pending(), cx) {
+        Err(error) if polled.is_pending() => Poll::Ready(Err(error.into())),
+        _ => polled,
+    }
+}
+
+pub(super) fn tune(stream: &TcpStream) {
+    let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE);
+    // Without these the connection still works.
+    let tuned = stream
+        .set_nodelay(true)
+        .and_then(|()| socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive));
+    if let Err(error) = tuned {
+        debug!(%error, "cannot tune a connection");
+    }
+}
+
+/// How many connections one listener takes: what the limit on descriptors
+/// leaves. More would starve the store of files.
+fn max_connections() -> u32 {
+    let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
+    let limit = limit.saturating_sub(RESERVED_DESCRIPTORS).max(1);
+    // A semaphore counts no further than half a usize, and no machine that far.
+    u32::try_from(limit).unwrap_or(u32::MAX).min(1 << 24)
+}
+
+/// Extension of plain HTTP requests: whether they came over TLS.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct IsTls(pub(super) bool);
+
+/// Sends each request of a connection to the side that answers it.
+struct Dispatch<G> {
+    services: Services<G>,
+    is_tls: IsTls,
+}
+
+impl<G: Side> hyper::service::Service<Request<Incoming>> for Dispatch<G> {
+    type Response = Response<Either<G::Body, Body>>;
+    type Error = Infallible;
+    type Future = Answer<G::Future>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        // Services are always ready, and a clone is a counter.
+        match &self.services {
+            Services::Both { grpc, .. } if is_grpc(&request) => {
+                Answer::Grpc(grpc.clone().call(request))
+            }
+            Services::Both { http, .. } => {
+                request.extensions_mut().insert(self.is_tls);
+                Answer::Http(http.clone().call(request))
+            }
+            Services::One(side) => {
+                request.extensions_mut().insert(self.is_tls);
+                Answer::Grpc(side.clone().call(request))
+            }
+        }
+    }
+}
+
+/// The answer of one of the two sides.
+enum Answer<F> {
+    Grpc(F),
+    Http(RouteFuture<Infallible>),
+}
+
+impl<F, B> Future for Answer<F>
+where
+    F: Future<Output = Result<Response<B>, Infallible>> + Unpin,
+{
+    type Output = Result<Response<Either<B, Body>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Answer::Grpc(answer) => Pin::new(answer)
+                .poll(cx)
+                .map_ok(|response| response.map(Either::Left)),
+            Answer::Http(answer) => Pin::new(answer)
+                .poll(cx)
+                .map_ok(|response| response.map(Either::Right)),
+        }
+    }
+}
+
+/// gRPC names itself in the content type, with or without a codec after it.
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}

@@ -1,0 +1,221 @@
+//! Handshakes with certificates made for the occasion.
+
+use std::time::Duration;
+
+use axum::Router;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::ClientConfig;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+use super::super::listener::{self, Listener, Services, SocketOptions};
+use super::super::tests::{connection_settings, http1};
+use super::*;
+
+/// An authority, and a folder with the files of a server.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    dir: TempDir,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
+        Authority { issuer, dir }
+    }
+
+    fn certificate(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
+    }
+
+    /// Gives the server another certificate, in the same files.
+    fn renew_server(&self) -> CertificateDer<'static> {
+        let (certificate, key) = self.certificate("localhost");
+        std::fs::write(self.dir.path().join("server.pem"), certificate.pem()).unwrap();
+        std::fs::write(self.dir.path().join("server.key"), key.serialize_pem()).unwrap();
+        certificate.der().clone()
+    }
+
+    fn settings(&self, client_auth: Option<&[&str]>) -> Settings {
+        Settings {
+            cert_file: self.dir.path().join("server.pem"),
+            key_file: self.dir.path().join("server.key"),
+            client_auth: client_auth.map(|names| ClientAuth {
+                ca_file: self.dir.path().join("ca.pem"),
+                crl_file: None,
+                allowed_hostnames: names.iter().map(|name| (*name).to_owned()).collect(),
+                allowed_common_names: Vec::new(),
+            }),
+            min_version: Version::Tls12,
+            max_version: Version::Tls13,
+            cipher_suites: Vec::new(),
+        }
+    }
+
+    /// A client with a certificate for `name`, or without one.
+    fn client(&self, name: Option<&str>) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match name {
+            None => builder.with_no_client_auth(),
+            Some(name) => {
+                let (certificate, key) = self.certificate(name);
+                let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+                builder
+                    .with_client_auth_cert(vec![certificate.der().clone()], key)
+                    .unwrap()
+            }
+        };
+        TlsConnector::from(Arc::new(config))
+    }
+}
+
+/// Serves on a port of the kernel's choice until the end of the test.
+fn serve(settings: Settings) -> std::net::SocketAddr {
+    let url = "https://127.0.0.1:0".parse().unwrap();
+    let listener = Listener::bind(&url, &SocketOptions::default()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = Router::new().fallback(|| async { "served" });
+    tokio::spawn(listener::serve(
+        vec![listener],
+        Services::One(router),
+        Some(settings),
+        connection_settings(),
+        CancellationToken::new(),
+    ));
+    address
+}
+
+/// The answer, and the certificate the server has shown.
+async fn ask(
+    client: &TlsConnector,
+    address: std::net::SocketAddr,
+) -> io::Result<(String, CertificateDer<'static>)> {
+    let stream = TcpStream::connect(address).await?;
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = client.connect(name, stream).await?;
+    let shown = stream.get_ref().1.peer_certificates().unwrap()[0]
+        .clone()
+        .into_owned();
+    let ask = http1(&mut stream, "/", "");
+    let answer = tokio::time::timeout(Duration::from_secs(10), ask).await??;
+    Ok((answer, shown))
+}
+
+#[tokio::test]
+async fn certificates_are_read_again_for_each_handshake() {
+    let authority = Authority::new();
+    let first = authority.renew_server();
+    let address = serve(authority.settings(None));
+    let client = authority.client(None);
+    let (answer, shown) = ask(&client, address).await.unwrap();
+    assert!(answer.ends_with("served"), "{answer}");
+    assert_eq!(shown, first);
+
+    let second = authority.renew_server();
+    assert_ne!(first, second);
+    assert_eq!(ask(&client, address).await.unwrap().1, second);
+
+    let cert_file = authority.dir.path().join("server.pem");
+    std::fs::write(cert_file, "no certificate").unwrap();
+    assert!(
+        ask(&client, address).await.is_err(),
+        "a bad file fails handshakes"
+    );
+    let third = authority.renew_server();
+    assert_eq!(
+        ask(&client, address).await.unwrap().1,
+        third,
+        "a good one heals them"
+    );
+}
+
+#[tokio::test]
+async fn clients_must_show_a_certificate_of_the_authority() {
+    let authority = Authority::new();
+    authority.renew_server();
+    let address = serve(authority.settings(Some(&[])));
+    assert!(ask(&authority.client(None), address).await.is_err());
+    assert!(
+        ask(&authority.client(Some("anybody")), address)
+            .await
+            .is_ok()
+    );
+
+    let address = serve(authority.settings(Some(&["admin.example"])));
+    assert!(
+        ask(&authority.client(Some("anybody")), address)
+            .await
+            .is_err()
+    );
+    assert!(
+        ask(&authority.client(Some("admin.example")), address)
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test]
+async fn plaintext_on_a_tls_port_gets_nothing() {
+    let authority = Authority::new();
+    authority.renew_server();
+    let address = serve(authority.settings(None));
+    let stream = TcpStream::connect(address).await.unwrap();
+    let answer = http1(stream, "/", "").await;
+    assert!(!answer.unwrap_or_default().contains("HTTP/1.1 200"));
+    assert!(
+        ask(&authority.client(None), address).await.is_ok(),
+        "others are served"
+    );
+}
+
+#[test]
+fn bad_files_fail_the_start() {
+    let authority = Authority::new();
+    let settings = authority.settings(Some(&[]));
+    let error = settings.check().unwrap_err().to_string();
+    assert!(error.contains("server.key"), "{error}");
+    authority.renew_server();
+    settings.check().unwrap();
+    std::fs::write(authority.dir.path().join("ca.pem"), "").unwrap();
+    let error = settings.check().unwrap_err().to_string();
+    assert!(error.starts_with("no certificate in "), "{error}");
+}
+
+#[test]
+fn cipher_suites_have_the_names_of_go() {
+    for name in [
+        "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305",
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+        "TLS_AES_128_GCM_SHA256",
+        "TLS_RSA_WITH_AES_256_CBC_SHA",
+    ] {
+        assert!(is_cipher_suite(name), "{name}");
+    }
+    assert!(!is_cipher_suite("TLS_FANCY"));
+
+    let authority = Authority::new();
+    authority.renew_server();
+    let mut settings = authority.settings(None);
+    settings.cipher_suites = vec!["TLS_RSA_WITH_AES_256_CBC_SHA".to_owned()];
+    settings.check().expect("TLS 1.3 is still there");
+    settings.max_version = Version::Tls12;
+    assert!(matches!(settings.check(), Err(TlsError::NoCipherSuite)));
+    settings
+        .cipher_suites
+        .push("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256".to_owned());
+    settings.check().unwrap();
+}
