@@ -10,6 +10,8 @@ pub mod mvcc;
 pub mod machine;
 pub mod watch;
 
+pub mod consensus;
+
 pub mod http;
 
 pub mod metrics;

@@ -1,0 +1,89 @@
+//! The thread that keeps the log short.
+//!
+//! Owns the flushes of the store and what follows from them: the log may lose
+//! the entries up to an index that had been applied before a flush began that
+//! has since completed, for their effects are on disk without it. How often
+//! that happens bounds what a restart after a crash has to apply again. How
+//! much of it is really cut off is for the replica to say, which knows what the
+//! other members still need.
+//!
+//! A flush takes as long as the disk needs for some tens of megabytes; neither
+//! applying nor the log waits for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::drive::Event;
+use super::log::{Log, LogError};
+use super::queue::{Receiver, RecvTimeoutError, Sender, bounded};
+use super::shared::Shared;
+use crate::storage::{Engine, StorageError};
+
+/// Index and term of an entry whose effects, and those of all before it, were
+/// in the store when this was sent.
+pub(super) type Applied = (u64, u64);
+
+/// Without a request for so long the trimmer looks whether there are files to
+/// give back.
+const QUIET: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Error)]
+enum TrimFailure {
+    #[error("flushing the store: {0}")]
+    Flush(#[from] StorageError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+pub(super) struct Trimmer {
+    pub(super) engine: Arc<Engine>,
+    pub(super) log: Arc<Log>,
+    pub(super) requests: Receiver<Applied>,
+    pub(super) drive: Sender<Event>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Trimmer {
+    /// Runs until the apply thread ends or something fails.
+    pub(super) fn run(self) {
+        loop {
+            let done = match self.requests.recv_timeout(QUIET) {
+                Ok(applied) => self.trim(applied),
+                Err(RecvTimeoutError::Timeout) => self.free_files(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if let Err(failure) = done {
+                self.shared.fail(failure);
+                return;
+            }
+        }
+    }
+
+    /// What a compaction has removed leaves the disk with a flush. With little
+    /// traffic the next one would be long in coming.
+    fn free_files(&self) -> Result<(), TrimFailure> {
+        if self.engine.has_droppable_files() {
+            self.engine.flush()?;
+        }
+        Ok(())
+    }
+
+    fn trim(&self, applied: Applied) -> Result<(), TrimFailure> {
+        self.engine.flush()?;
+        let (written, is_written) = bounded(1);
+        let trim = Event::Trim {
+            applied: applied.0,
+            written,
+        };
+        // Both fail when the drive loop has ended: the log is trimmed by
+        // whoever stops it then, or by the next start. The second one also
+        // when a peer still needs the entries.
+        if self.drive.send(trim).is_ok() && is_written.recv().is_ok() {
+            self.log.purge()?;
+            tracing::debug!(index = applied.0, "flushed the store and trimmed the log");
+        }
+        Ok(())
+    }
+}
