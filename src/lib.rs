@@ -12,6 +12,8 @@ pub mod watch;
 
 pub mod consensus;
 
+pub mod chores;
+
 pub mod http;
 
 pub mod metrics;
