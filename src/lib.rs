@@ -15,5 +15,6 @@ pub mod consensus;
 pub mod chores;
 
 pub mod http;
+pub mod rpc;
 
 pub mod metrics;
