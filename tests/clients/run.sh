@@ -106,9 +106,12 @@ run_client() {
 }
 
 code=0
-run_client </dev/null || code=$?
+{ run_client </dev/null 2>&1 >&3 | tee "$scratch/complaint" >&2; } 3>&1 || code=$?
 if ((code != 0)); then
-    echo "run.sh: the $client client failed with status $code; the end of the server's log:" >&2
+    echo "run.sh: the end of the server's log:" >&2
     tail -n 50 "$scratch/log" >&2
+    # Whoever reads only the end of a long output has to find the reason there.
+    echo "run.sh: the $client client failed with status $code, and said last:" >&2
+    tail -n 40 "$scratch/complaint" >&2
 fi
 exit "$code"

@@ -9,7 +9,7 @@
 # The members are started here, from STELE_SERVER. What each server chooses by
 # itself is given a name; warnings of the client library are left out, since
 # whether it or the server notices first that a time is over is luck.
-set -euo pipefail
+set -Eeuo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 scratch=$(mktemp -d)
 unset ETCDCTL_ENDPOINTS
@@ -17,7 +17,11 @@ export LC_ALL=C
 declare -A id process
 finish() {
     local code=$?
-    ((code == 0)) || tail -n 20 "$scratch"/log* >&2 || true
+    if ((code != 0)); then
+        tail -n 20 "$scratch"/log* >&2 || true
+        # The reason last, where it is looked for.
+        cat "$scratch/failure" >&2 || true
+    fi
     for member in "${!process[@]}"; do
         kill -9 "${process[$member]}" 2>/dev/null || true
         until is_gone "$member" 2>/dev/null; do sleep 0.05; done
@@ -25,6 +29,7 @@ finish() {
     rm -rf "$scratch"
 }
 trap finish EXIT
+trap 'echo "cluster: line $LINENO: failed: $BASH_COMMAND" >>"$scratch/failure"' ERR
 
 is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 # Six ports in a row below the range the kernel hands out by itself: of clients, then of peers.
@@ -58,7 +63,7 @@ at() { etcdctl --endpoints "127.0.0.1:$(client_port "$1")" "${@:2}"; }
 until_ok() {
     local deadline=$((SECONDS + 60))
     until "$@" >/dev/null 2>&1; do
-        ((SECONDS < deadline)) || { echo "cluster: in vain: $*" >&2 && return 1; }
+        ((SECONDS < deadline)) || { echo "cluster: in vain: $*" >>"$scratch/failure" && return 1; }
         sleep 0.2
     done
 }
@@ -184,5 +189,5 @@ if [[ ${STELE_RECORD:-} == 1 ]]; then
     echo "cluster: recorded"
     exit
 fi
-diff --unified=5 "$here/expected.txt" "$scratch/shown"
+diff --unified=5 "$here/expected.txt" "$scratch/shown" >>"$scratch/failure"
 echo "cluster: $(grep -c '^> ' "$scratch/shown") answers as etcd gives them"
