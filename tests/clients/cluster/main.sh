@@ -44,6 +44,7 @@ done
 client_port() { echo $((base + $1)); }
 peer_url() { echo "http://127.0.0.1:$((base + 4 + $1))"; }
 
+# With patience enough that nobody is elected only because the machine is busy.
 start() {
     local member=$1 cluster=$2 state=$3
     local url
@@ -53,6 +54,7 @@ start() {
         --listen-peer-urls "$(peer_url "$member")" \
         --initial-advertise-peer-urls "$(peer_url "$member")" \
         --initial-cluster "$cluster" --initial-cluster-state "$state" \
+        --election-timeout 2500 \
         >>"$scratch/log$member" 2>&1 </dev/null &
     process[$member]=$!
     # The shell need not tell of its end.
@@ -79,8 +81,9 @@ named() {
         script+="s/127\.0\.0\.1:$(client_port "$member")/<m$member>/g;"
         script+="s#$(peer_url "$member")#<peer url of m$member>#g;"
     done
-    script+='s/^lease [0-9a-f]+ granted/lease <id> granted/; s/^[0-9a-f]{15,16}$/<lease>/;'
-    script+='s/cluster [0-9a-f]{13,16}/cluster <id>/; s/ in cluster +/ in cluster /;'
+    script+='s/^lease [0-9a-f]+ granted/lease <id> granted/; s/^[0-9a-f]{10,16}$/<lease>/;'
+    # Ids are padded to 16 digits, and some have fewer.
+    script+='s/cluster +[0-9a-f]{10,16}/cluster <id>/; s/ in cluster +/ in cluster /; s/^Member +/Member /;'
     script+='s/took:? [^ ]+/took <time>/; s/[ \t]+$//'
     grep -vE '^(\{"level"|\\?$|ETCD_)' | sed -E "$script" || true
 }
@@ -124,7 +127,7 @@ refusals() {
     at_member 2 member add x --peer-urls 127.0.0.1:1
 }
 learner() {
-    id[4]=$(at 3 member add m4 --learner --peer-urls "$(peer_url 4)" | grep -oE '[0-9a-f]{15,16}' | head -n 1)
+    id[4]=$(at 3 member add m4 --learner --peer-urls "$(peer_url 4)" | sed -nE 's/^Member +([0-9a-f]+) added.*/\1/p')
     at_member 2 member add m5 --learner --peer-urls http://127.0.0.1:1
     list_of 2
     at_member 2 member promote "${id[4]}"
