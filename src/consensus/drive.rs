@@ -11,11 +11,13 @@
 //!                  └──(committed entries, waiters)──> apply ──> replies
 //! ```
 //!
-//! Everything queued at one moment becomes one `Ready`; readies pile up at the
-//! log writer while it syncs, and the whole pile is its next group. Back
+//! Everything queued at one moment becomes one `Ready`, and what is saved at one
+//! moment one synced group. While a leader's group is being synced, commands
+//! wait in [`Proposals`] without waking anybody: they could only queue up at the
+//! log writer, and each of them would cost a switch to this thread. Back
 //! pressure: when the queue to the log writer or to apply is full, nothing is
-//! taken out of raft; then proposals pile up in the inbox, whose size the
-//! proposer's permits bound.
+//! taken out of raft; then proposals pile up, as many as the proposer's permits
+//! allow.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +28,7 @@ use super::apply::{Batch, Install};
 use super::log::Log;
 use super::log_writer::Task;
 use super::peers::{Peer, Received, Transport};
+use super::proposals::Proposals;
 use super::queue::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::replica::{self, Output, Replica, StoredLog};
 use super::shared::Shared;
@@ -48,7 +51,8 @@ const CONTACT_TICKS: u64 = 5;
 
 /// Everything the drive loop reacts to, besides the clock.
 pub(super) enum Event {
-    Propose(Proposal),
+    /// Commands wait in [`Proposals`].
+    Proposed,
     /// Readers wait in [`Shared`].
     Read,
     /// The save of this number, and all before it, are durable.
@@ -91,6 +95,7 @@ pub(super) type Proposal = replica::Proposal<Waiter>;
 /// dropping this one lets go of it, so that the waiters inside are woken.
 pub(super) struct Inbox {
     pub(super) events: Receiver<Event>,
+    pub(super) proposals: Arc<Proposals>,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -98,6 +103,7 @@ impl Drop for Inbox {
     fn drop(&mut self) {
         // Closed first: whoever sends now looks after sending, and sees it.
         self.shared.close_inbox();
+        self.proposals.close();
         while self.events.try_recv().is_ok() {}
         drop(self.shared.take_readers());
     }
@@ -141,8 +147,12 @@ impl<L: StoredLog> Drive<L> {
         self.begin();
         while !self.parts.shared.has_failed() && !self.is_drained() {
             let has_room = self.carry_out();
-            let wait = self.next_tick.saturating_duration_since(Instant::now());
-            let wait = if has_room { wait } else { FULL_QUEUE_RETRY };
+            let has_proposals = self.take_proposals();
+            let wait = match (has_proposals, has_room) {
+                (true, _) => Duration::ZERO,
+                (false, true) => self.next_tick.saturating_duration_since(Instant::now()),
+                (false, false) => FULL_QUEUE_RETRY,
+            };
             match self.parts.inbox.events.recv_timeout(wait) {
                 Ok(event) => {
                     self.take_event(event);
@@ -175,6 +185,9 @@ impl<L: StoredLog> Drive<L> {
             self.take_event(event);
         }
         self.carry_out();
+        if self.take_proposals() {
+            self.carry_out();
+        }
     }
 
     pub(super) fn has_events(&self) -> bool {
@@ -184,13 +197,16 @@ impl<L: StoredLog> Drive<L> {
     fn take_event(&mut self, event: Event) {
         let replica = &mut self.parts.replica;
         match event {
-            Event::Propose(proposal) => replica.propose(proposal),
+            Event::Proposed => {
+                self.take_proposals();
+            }
             Event::Read => replica.read(self.parts.shared.take_readers()),
             Event::Persisted { number, messages } => {
                 if !messages.is_empty() {
                     self.parts.transport.send(messages);
                 }
                 replica.persisted(number);
+                self.take_proposals();
             }
             Event::ConfApplied { index, conf } => replica.conf_applied(index, conf),
             Event::Members(peers) => self.parts.transport.set_peers(&peers),
@@ -205,6 +221,20 @@ impl<L: StoredLog> Drive<L> {
             Event::Removed => self.parts.shared.set_removed(),
             Event::Stop => self.begin_stop(),
         }
+    }
+
+    /// Takes in the commands that wait, unless a leader's log is busy with a
+    /// sync: then they stay where they are, and become one group with those
+    /// that come until it is done. Answers whether there were any.
+    fn take_proposals(&mut self) -> bool {
+        let Parts { replica, inbox, .. } = &mut self.parts;
+        let must_wait = replica.is_leader() && !replica.is_saved();
+        let proposals = inbox.proposals.take(must_wait);
+        let has_proposals = !proposals.is_empty();
+        for proposal in proposals {
+            replica.propose(proposal);
+        }
+        has_proposals
     }
 
     /// Does what raft wants done, until it is silent or a queue is full;

@@ -33,6 +33,7 @@ mod drive;
 mod log;
 mod log_writer;
 mod peers;
+mod proposals;
 mod proposer;
 mod queue;
 mod raft_logger;
@@ -64,6 +65,7 @@ use apply::Applier;
 use drive::{Drive, Event, Inbox, Parts};
 use log::{Append, Log, OpenedLog};
 use log_writer::{LogWriter, Task};
+use proposals::Proposals;
 use queue::{Receiver, Sender, bounded};
 use recovery::recover;
 use replica::{Replica, StoredLog, Waits};
@@ -443,8 +445,10 @@ fn assemble<L: OpenedLog>(
     let (log_tasks, tasks) = bounded(LOG_QUEUE);
     let (to_apply, batches) = bounded(APPLY_QUEUE);
     let (flusher, flushes) = bounded(1);
+    let proposals = Arc::new(Proposals::default());
     let inbox = Inbox {
         events,
+        proposals: proposals.clone(),
         shared: shared.clone(),
     };
     let mut transport = links.transport;
@@ -470,7 +474,13 @@ fn assemble<L: OpenedLog>(
         settings.slow_apply,
         settings.entries_per_flush,
     );
-    let consensus = Consensus::new(settings, run.first_id, drive_inbox.clone(), shared.clone());
+    let consensus = Consensus::new(
+        settings,
+        run.first_id,
+        drive_inbox.clone(),
+        proposals,
+        shared.clone(),
+    );
     Ok(Assembled {
         consensus,
         drive,

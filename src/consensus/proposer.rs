@@ -15,6 +15,7 @@ use raft::eraftpb::ConfChangeType;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::drive::{Event, Proposal};
+use super::proposals::{Proposals, Refused};
 use super::queue::{Sender, TrySendError};
 use super::replica::Payload;
 use super::shared::{Shared, Status};
@@ -35,12 +36,17 @@ const BYTES_PER_PERMIT: usize = 8 << 10;
 /// connections long before.
 const MAX_READERS: usize = 1 << 16;
 
-/// Events beyond those of the permits' holders: from the other threads, and
-/// proposals that need no permit. If they use it up they wait as well.
+/// Proposals beyond those of the permits' holders, which need none.
+const FIRST_PROPOSALS: usize = 256;
+
+/// Proposals that wait for the drive loop: all that can be under way.
+pub(super) const MAX_PROPOSALS: usize = PERMITS as usize + FIRST_PROPOSALS;
+
+/// Events from the other threads. If they use it up they wait.
 const OTHER_EVENTS: usize = 256;
 
 /// The drive loop's inbox holds whatever can be under way.
-pub(super) const INBOX_CAPACITY: usize = PERMITS as usize + OTHER_EVENTS + peers::MAX_MESSAGES;
+pub(super) const INBOX_CAPACITY: usize = OTHER_EVENTS + peers::MAX_MESSAGES;
 
 /// LIM-7: more entries committed and not applied than this, and clients are
 /// told to slow down.
@@ -54,6 +60,7 @@ pub struct Consensus {
 
 struct Inner {
     drive: Sender<Event>,
+    proposals: Arc<Proposals>,
     shared: Arc<Shared>,
     permits: Arc<Semaphore>,
     last_id: AtomicU64,
@@ -74,10 +81,12 @@ impl Consensus {
         settings: &Settings,
         first_id: u64,
         drive: Sender<Event>,
+        proposals: Arc<Proposals>,
         shared: Arc<Shared>,
     ) -> Consensus {
         let inner = Inner {
             drive,
+            proposals,
             shared,
             permits: Arc::new(Semaphore::new(PERMITS as usize)),
             last_id: AtomicU64::new(first_id),
@@ -166,11 +175,11 @@ impl Consensus {
             reply,
             _permit: permit,
         };
-        self.send(Event::Propose(Proposal {
+        self.hand_over(Proposal {
             id,
             payload,
             waiter,
-        }))?;
+        })?;
         outcome.await.unwrap_or(Err(ProposeError::Stopped))
     }
 
@@ -179,6 +188,20 @@ impl Consensus {
         let needed = needed.clamp(1, PERMITS);
         let permit = self.inner.permits.clone().acquire_many_owned(needed).await;
         permit.map_err(|_| ProposeError::Stopped)
+    }
+
+    fn hand_over(&self, proposal: Proposal) -> Result<(), ProposeError> {
+        match self.inner.proposals.add(proposal) {
+            Ok(false) => Ok(()),
+            // A loop whose inbox is full is awake and looks before it sleeps; one
+            // that has ended has closed the place, and dropped the waiter.
+            Ok(true) => {
+                let _ = self.inner.drive.try_send(Event::Proposed);
+                Ok(())
+            }
+            Err(Refused::Full) => Err(ProposeError::TooManyRequests),
+            Err(Refused::Closed) => Err(ProposeError::Stopped),
+        }
     }
 
     fn send(&self, event: Event) -> Result<(), ProposeError> {
