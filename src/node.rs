@@ -45,7 +45,7 @@ pub use crate::rpc::SERVER_VERSION;
 use crate::rpc::{self, STORAGE_VERSION};
 use crate::storage::data_dir::DataDir;
 use crate::storage::{OpenError, StorageError};
-use crate::watch::{self, Hub};
+use crate::watch::Hub;
 use clients::Clients;
 use founding::Opened;
 use probe::Probe;
@@ -168,7 +168,7 @@ impl Node {
         // them waiting for each other.
         let peer_ports = bind(&config, &config.listen.peer)?;
         let published = machine.published();
-        let hub = Hub::new(store.clone(), watch::Settings::default());
+        let hub = Hub::new(store.clone(), settings::watch(&config));
         let lessor = Arc::new(Lessor::new(
             machine.leases(),
             config.election_timeout,

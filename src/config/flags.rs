@@ -288,7 +288,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag("unsafe-no-fsync", Bool, "false", Unsafe, "Do not sync the log. Loses acknowledged writes when the machine stops."),
 
     // Only in stele
-    flag("stele-cache-bytes", Uint, "134217728", Stele, "Memory for blocks of the store that are read, in bytes; write buffers and what connections need come on top."),
+    flag("stele-cache-bytes", Uint, "134217728", Stele, "Memory for the store's blocks and write buffers, in bytes. Recent events take up to a sixteenth of it beside; what connections need comes on top."),
 
     // Names that are gone from etcd 3.7, 3.6 or long before
     flag("discovery", Text, "", Old, "").refused(DISCOVERY_LATER),

@@ -7,12 +7,23 @@ use crate::config::{AutoCompaction, Config};
 use crate::consensus::{self, transfer, transport};
 use crate::machine::members::Identity;
 use crate::storage::data_dir::DataDir;
-use crate::{rpc, storage};
+use crate::{rpc, storage, watch};
 
 pub(super) fn storage(config: &Config) -> storage::Settings {
     storage::Settings {
         block_cache_bytes: config.cache_bytes,
         ..storage::Settings::default()
+    }
+}
+
+/// The ring for watchers that are a little behind shrinks with the caches.
+pub(super) fn watch(config: &Config) -> watch::Settings {
+    /// A sixteenth of the default cache is the default ring.
+    const RING_SHARE: usize = 16;
+    let defaults = watch::Settings::default();
+    watch::Settings {
+        ring_bytes: defaults.ring_bytes.min(config.cache_bytes / RING_SHARE),
+        ..defaults
     }
 }
 
@@ -95,12 +106,17 @@ mod tests {
     use crate::config::{self, Request};
     use crate::storage::data_dir::open_data_dir;
 
-    fn of(args: &[&str]) -> consensus::Settings {
-        let dir = tempfile::tempdir().unwrap();
+    fn config(args: &[&str]) -> Config {
         let args = args.iter().map(|arg| (*arg).to_owned());
         let Ok(Request::Serve(config)) = config::read(args, Vec::new()) else {
             panic!("a command line of our own");
         };
+        *config
+    }
+
+    fn of(args: &[&str]) -> consensus::Settings {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(args);
         let data_dir = open_data_dir(&dir.path().join("data")).unwrap();
         let identity = Identity {
             cluster_id: 1,
@@ -124,5 +140,15 @@ mod tests {
         assert!(!settings.pre_vote && !settings.initial_election_tick_advance);
         assert_eq!(settings.entries_per_flush, 50);
         assert_eq!(settings.catch_up_entries, Some(0));
+    }
+
+    #[test]
+    fn the_ring_shrinks_with_the_caches_and_grows_no_further() {
+        let default = watch::Settings::default().ring_bytes;
+        assert_eq!(watch(&config(&[])).ring_bytes, default);
+        let many = config(&["--stele-cache-bytes=1000000000"]);
+        assert_eq!(watch(&many).ring_bytes, default);
+        let few = config(&["--stele-cache-bytes=1600000"]);
+        assert_eq!(watch(&few).ring_bytes, 100_000);
     }
 }

@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 
 use super::client::{Clients, channel};
 use super::ports::free_port;
+use super::settings::setting;
 
 /// How long a start or an orderly stop may take before the test gives up,
 /// unless it says otherwise. Far beyond what either needs, for machines that
@@ -78,10 +79,15 @@ pub struct Membership {
 }
 
 impl Settings {
+    /// `STELE_CACHE_BYTES` makes our server get by with so little memory: then
+    /// what else stays in write buffers, caches and rings comes from the disk.
     pub fn new(program: Program) -> Settings {
+        let cache_bytes: String = setting("STELE_CACHE_BYTES", String::new());
+        let has_little = program == Program::Stele && !cache_bytes.is_empty();
+        let arguments = has_little.then(|| format!("--stele-cache-bytes={cache_bytes}"));
         Settings {
             program,
-            arguments: Vec::new(),
+            arguments: arguments.into_iter().collect(),
             environment: Vec::new(),
             log_level: "warn",
             membership: None,
