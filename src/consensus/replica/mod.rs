@@ -28,6 +28,9 @@
 //!   another time than the others.
 //! - A rejection that is older than what the follower has acknowledged does not
 //!   set it back (raft-rs #557).
+//! - A sole voter leads before its own vote is durable. What it has to tell its
+//!   learners waits for that: after a crash it would lead the same term again,
+//!   and put other entries in the places of those they have.
 
 mod log_view;
 mod members;
@@ -138,6 +141,9 @@ pub struct Replica<L: StoredLog, W, R> {
     last_ready: u64,
     last_save: u64,
     last_persisted: u64,
+    /// Term and vote, and the number of the save that they are part of.
+    vote: (u64, u64),
+    vote_save: u64,
     /// The tick since which the oldest save has made no progress.
     waiting_since: Option<u64>,
     /// The number of the save that puts a received state in place of the log.
@@ -154,6 +160,8 @@ impl<L: StoredLog, W: Waits, R: Waits> Replica<L, W, R> {
         let Start { config, conf, .. } = start;
         let id = config.id;
         let applied = (config.applied, conf_state(&conf));
+        let hard_state = &start.recovered.hard_state;
+        let vote = (hard_state.term, hard_state.vote);
         let view = LogView::new(start.log, start.recovered, applied, start.source);
         let mut node = RawNode::new(&config, view, &start.logger)?;
         if start.advance_election && config.pre_vote {
@@ -187,6 +195,8 @@ impl<L: StoredLog, W: Waits, R: Waits> Replica<L, W, R> {
             last_ready: 0,
             last_save: 0,
             last_persisted: 0,
+            vote,
+            vote_save: 0,
             waiting_since: None,
             installing: None,
             last_role,

@@ -98,10 +98,8 @@ impl<L: StoredLog, W: Waits, R: Waits> Replica<L, W, R> {
 
     pub(super) fn take_ready(&mut self, mut ready: Ready) -> Output<W, R> {
         self.last_ready = ready.number();
-        let mut messages = std::mem::take(&mut self.urgent);
-        messages.append(&mut ready.take_messages());
         let mut output = Output {
-            messages,
+            messages: std::mem::take(&mut self.urgent),
             save: None,
             apply: Batch {
                 state: None,
@@ -121,10 +119,20 @@ impl<L: StoredLog, W: Waits, R: Waits> Replica<L, W, R> {
         if let Some(hard_state) = ready.hs() {
             output.committed = Some(hard_state.commit);
             self.unsaved_hard_state = Some(hard_state.clone());
+            let vote = (hard_state.term, hard_state.vote);
+            if vote != self.vote {
+                (self.vote, self.vote_save) = (vote, self.last_ready);
+            }
         }
         let committed = ready.take_committed_entries();
         let entries = ready.take_entries();
-        let waiting_messages = ready.take_persisted_messages();
+        let mut waiting_messages = ready.take_persisted_messages();
+        // Raft lets every leader speak at once, as if its vote were durable.
+        if self.last_persisted < self.vote_save {
+            waiting_messages.append(&mut ready.take_messages());
+        } else {
+            output.messages.append(&mut ready.take_messages());
+        }
         let view = self.node.mut_store();
         if !ready.snapshot().is_empty() {
             view.restore(ready.snapshot().get_metadata());

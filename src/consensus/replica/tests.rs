@@ -807,6 +807,36 @@ fn the_last_voter_left_does_not_win_before_its_log_is_durable() {
     assert_eq!(group.at(2).answered(), [8]);
 }
 
+/// Else it could lead the same term again after a crash, with other entries.
+#[test]
+fn a_sole_voter_tells_its_learner_nothing_before_its_vote_is_durable() {
+    let all = conf(&[1], &[2]);
+    let mut group = Group {
+        members: vec![member(1, &all), member(2, &all)],
+        messages: VecDeque::new(),
+        cut: Vec::new(),
+    };
+    group.at(1).is_disk_fast = false;
+    group.at(1).replica.campaign_if_alone().unwrap();
+    group.at(1).propose(7, "x");
+    assert_eq!(group.at(1).carry_out(), []);
+    assert!(group.at(1).replica.is_leader());
+    for _ in 0..3 {
+        let sent = group.at(1).sync();
+        assert!(!sent.is_empty() || group.at(2).texts() == ["x"]);
+        group.messages.extend(sent);
+        group.settle();
+    }
+    assert_eq!(group.at(1).answered(), [7]);
+    assert_eq!(group.at(2).texts(), ["x"]);
+    group.at(1).propose(8, "y");
+    let sent = group.at(1).carry_out();
+    assert!(
+        !sent.is_empty(),
+        "entries need not wait for the leader's disk"
+    );
+}
+
 #[test]
 fn as_many_entries_stay_as_were_asked_for() {
     let mut group = Group::led(2);
