@@ -34,6 +34,11 @@ impl World {
             }
             Event::Apply(..) => {
                 life.is_apply_planned = false;
+                if life.writer.holds_apply() {
+                    // A state has come since this was planned: the thread would
+                    // wait for the log here.
+                    return;
+                }
                 life.apply();
                 let applied = life.stepped.machine().applied();
                 self.mix(applied.0);
