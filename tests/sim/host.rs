@@ -133,9 +133,11 @@ impl Host {
     }
 
     fn open_engine(&self) -> Engine {
+        // More than a run writes: a full write buffer would be flushed by
+        // RocksDB's own thread, and a crash would find it done or not.
         let settings = storage::Settings {
-            block_cache_bytes: 4 << 20,
-            memtable_bytes: 2 << 20,
+            block_cache_bytes: 128 << 20,
+            memtable_bytes: 64 << 20,
             background_jobs: 1,
             is_stepped: true,
         };

@@ -111,7 +111,8 @@ fn no_seed_violates_anything() {
 
 #[test]
 fn a_seed_repeats_exactly() {
-    for seed in 0..4 {
+    // The last one did not while RocksDB flushed by itself.
+    for seed in [0, 1, 2, 3, 10113] {
         let digest = run_seed(seed, None, false).digest;
         assert_eq!(run_seed(seed, None, false).digest, digest, "seed {seed}");
     }
