@@ -140,31 +140,31 @@ fn acknowledging_before_the_sync_is_found() {
     find(
         Fault::AcknowledgeBeforeSync,
         "what clients were shown",
-        0..500,
+        0..300,
     );
 }
 
 #[test]
 fn a_read_without_read_index_is_found() {
-    find(Fault::ReadWithoutIndex, "had been shown", 0..500);
+    find(Fault::ReadWithoutIndex, "had been shown", 0..300);
 }
 
 #[test]
 fn a_read_by_the_clock_is_found() {
-    find(Fault::LeaseReads, "had been shown", 150..650);
+    find(Fault::LeaseReads, "had been shown", 150..300);
 }
 
 #[test]
 fn a_deposed_leaders_revocation_is_found() {
-    find(Fault::ExpireInAnyTerm, "lease", 0..500);
+    find(Fault::ExpireInAnyTerm, "lease", 0..300);
 }
 
 #[test]
 fn an_unconfirmed_renewal_is_found() {
-    find(Fault::RenewUnconfirmed, "lease", 260..760);
+    find(Fault::RenewUnconfirmed, "lease", 260..300);
 }
 
 #[test]
 fn progress_ahead_of_events_is_found() {
-    find(Fault::ProgressAhead, "told of progress", 0..500);
+    find(Fault::ProgressAhead, "told of progress", 0..300);
 }
