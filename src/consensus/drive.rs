@@ -13,7 +13,7 @@
 //!
 //! Everything queued at one moment becomes one `Ready`, and what is saved at one
 //! moment one synced group. While a leader's group is being synced, commands
-//! wait in [`Proposals`] without waking anybody: they could only queue up at the
+//! wait in [`Shared`] without waking anybody: they could only queue up at the
 //! log writer, and each of them would cost a switch to this thread. Back
 //! pressure: when the queue to the log writer or to apply is full, nothing is
 //! taken out of raft; then proposals pile up, as many as the proposer's permits
@@ -28,7 +28,6 @@ use super::apply::{Batch, Install};
 use super::log::Log;
 use super::log_writer::Task;
 use super::peers::{Peer, Received, Transport};
-use super::proposals::Proposals;
 use super::queue::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::replica::{self, Output, Replica, StoredLog};
 use super::shared::Shared;
@@ -51,10 +50,8 @@ const CONTACT_TICKS: u64 = 5;
 
 /// Everything the drive loop reacts to, besides the clock.
 pub(super) enum Event {
-    /// Commands wait in [`Proposals`].
-    Proposed,
-    /// Readers wait in [`Shared`].
-    Read,
+    /// Commands or readers wait in [`Shared`].
+    Waiting,
     /// The save of this number, and all before it, are durable.
     Persisted {
         number: u64,
@@ -95,7 +92,6 @@ pub(super) type Proposal = replica::Proposal<Waiter>;
 /// dropping this one lets go of it, so that the waiters inside are woken.
 pub(super) struct Inbox {
     pub(super) events: Receiver<Event>,
-    pub(super) proposals: Arc<Proposals>,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -103,9 +99,7 @@ impl Drop for Inbox {
     fn drop(&mut self) {
         // Closed first: whoever sends now looks after sending, and sees it.
         self.shared.close_inbox();
-        self.proposals.close();
         while self.events.try_recv().is_ok() {}
-        drop(self.shared.take_readers());
     }
 }
 
@@ -147,8 +141,8 @@ impl<L: StoredLog> Drive<L> {
         self.begin();
         while !self.parts.shared.has_failed() && !self.is_drained() {
             let has_room = self.carry_out();
-            let has_proposals = self.take_proposals();
-            let wait = match (has_proposals, has_room) {
+            let has_more = self.take_waiting();
+            let wait = match (has_more, has_room) {
                 (true, _) => Duration::ZERO,
                 (false, true) => self.next_tick.saturating_duration_since(Instant::now()),
                 (false, false) => FULL_QUEUE_RETRY,
@@ -185,7 +179,7 @@ impl<L: StoredLog> Drive<L> {
             self.take_event(event);
         }
         self.carry_out();
-        if self.take_proposals() {
+        if self.take_waiting() {
             self.carry_out();
         }
     }
@@ -197,16 +191,15 @@ impl<L: StoredLog> Drive<L> {
     fn take_event(&mut self, event: Event) {
         let replica = &mut self.parts.replica;
         match event {
-            Event::Proposed => {
-                self.take_proposals();
+            Event::Waiting => {
+                self.take_waiting();
             }
-            Event::Read => replica.read(self.parts.shared.take_readers()),
             Event::Persisted { number, messages } => {
                 if !messages.is_empty() {
                     self.parts.transport.send(messages);
                 }
                 replica.persisted(number);
-                self.take_proposals();
+                self.take_waiting();
             }
             Event::ConfApplied { index, conf } => replica.conf_applied(index, conf),
             Event::Members(peers) => self.parts.transport.set_peers(&peers),
@@ -223,18 +216,22 @@ impl<L: StoredLog> Drive<L> {
         }
     }
 
-    /// Takes in the commands that wait, unless a leader's log is busy with a
-    /// sync: then they stay where they are, and become one group with those
-    /// that come until it is done. Answers whether there were any.
-    fn take_proposals(&mut self) -> bool {
-        let Parts { replica, inbox, .. } = &mut self.parts;
+    /// Takes in the readers that wait, and the commands unless a leader's log is
+    /// busy with a sync: then these stay where they are, and become one group
+    /// with those that come until it is done. Answers whether there were any.
+    fn take_waiting(&mut self) -> bool {
+        let Parts {
+            replica, shared, ..
+        } = &mut self.parts;
+        let readers = shared.readers.take(false);
         let must_wait = replica.is_leader() && !replica.is_saved();
-        let proposals = inbox.proposals.take(must_wait);
-        let has_proposals = !proposals.is_empty();
+        let proposals = shared.proposals.take(must_wait);
+        let has_any = !readers.is_empty() || !proposals.is_empty();
+        replica.read(readers);
         for proposal in proposals {
             replica.propose(proposal);
         }
-        has_proposals
+        has_any
     }
 
     /// Does what raft wants done, until it is silent or a queue is full;

@@ -33,7 +33,6 @@ mod drive;
 mod log;
 mod log_writer;
 mod peers;
-mod proposals;
 mod proposer;
 mod queue;
 mod raft_logger;
@@ -49,6 +48,7 @@ mod tests;
 pub mod transfer;
 pub mod transport;
 mod trim;
+mod waiting;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -65,7 +65,6 @@ use apply::Applier;
 use drive::{Drive, Event, Inbox, Parts};
 use log::{Append, Log, OpenedLog};
 use log_writer::{LogWriter, Task};
-use proposals::Proposals;
 use queue::{Receiver, Sender, bounded};
 use recovery::recover;
 use replica::{Replica, StoredLog, Waits};
@@ -445,10 +444,8 @@ fn assemble<L: OpenedLog>(
     let (log_tasks, tasks) = bounded(LOG_QUEUE);
     let (to_apply, batches) = bounded(APPLY_QUEUE);
     let (flusher, flushes) = bounded(1);
-    let proposals = Arc::new(Proposals::default());
     let inbox = Inbox {
         events,
-        proposals: proposals.clone(),
         shared: shared.clone(),
     };
     let mut transport = links.transport;
@@ -474,13 +471,7 @@ fn assemble<L: OpenedLog>(
         settings.slow_apply,
         settings.entries_per_flush,
     );
-    let consensus = Consensus::new(
-        settings,
-        run.first_id,
-        drive_inbox.clone(),
-        proposals,
-        shared.clone(),
-    );
+    let consensus = Consensus::new(settings, run.first_id, drive_inbox.clone(), shared.clone());
     Ok(Assembled {
         consensus,
         drive,

@@ -15,10 +15,10 @@ use raft::eraftpb::ConfChangeType;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::drive::{Event, Proposal};
-use super::proposals::{Proposals, Refused};
 use super::queue::{Sender, TrySendError};
 use super::replica::Payload;
 use super::shared::{Shared, Status};
+use super::waiting::{Refused, Waiting};
 use super::{Progress, ProposeError, Reader, Settings, Waiter, peers};
 use crate::machine::command::{
     Body, Command, MemberChange, MemberChangeKind, MemberChangeReply, Reply, Request,
@@ -34,7 +34,7 @@ const BYTES_PER_PERMIT: usize = 8 << 10;
 
 /// Readers that wait for one round: requests of clients, bounded by their
 /// connections long before.
-const MAX_READERS: usize = 1 << 16;
+pub(super) const MAX_READERS: usize = 1 << 16;
 
 /// Proposals beyond those of the permits' holders, which need none.
 const FIRST_PROPOSALS: usize = 256;
@@ -60,7 +60,6 @@ pub struct Consensus {
 
 struct Inner {
     drive: Sender<Event>,
-    proposals: Arc<Proposals>,
     shared: Arc<Shared>,
     permits: Arc<Semaphore>,
     last_id: AtomicU64,
@@ -81,12 +80,10 @@ impl Consensus {
         settings: &Settings,
         first_id: u64,
         drive: Sender<Event>,
-        proposals: Arc<Proposals>,
         shared: Arc<Shared>,
     ) -> Consensus {
         let inner = Inner {
             drive,
-            proposals,
             shared,
             permits: Arc::new(Semaphore::new(PERMITS as usize)),
             last_id: AtomicU64::new(first_id),
@@ -175,11 +172,12 @@ impl Consensus {
             reply,
             _permit: permit,
         };
-        self.hand_over(Proposal {
+        let proposal = Proposal {
             id,
             payload,
             waiter,
-        })?;
+        };
+        self.hand_over(proposal, &inner.shared.proposals)?;
         outcome.await.unwrap_or(Err(ProposeError::Stopped))
     }
 
@@ -190,13 +188,13 @@ impl Consensus {
         permit.map_err(|_| ProposeError::Stopped)
     }
 
-    fn hand_over(&self, proposal: Proposal) -> Result<(), ProposeError> {
-        match self.inner.proposals.add(proposal) {
+    fn hand_over<T>(&self, item: T, place: &Waiting<T>) -> Result<(), ProposeError> {
+        match place.add(item) {
             Ok(false) => Ok(()),
             // A loop whose inbox is full is awake and looks before it sleeps; one
-            // that has ended has closed the place, and dropped the waiter.
+            // that has ended has closed the place, and dropped what was there.
             Ok(true) => {
-                let _ = self.inner.drive.try_send(Event::Proposed);
+                let _ = self.inner.drive.try_send(Event::Waiting);
                 Ok(())
             }
             Err(Refused::Full) => Err(ProposeError::TooManyRequests),
@@ -257,17 +255,7 @@ impl Consensus {
             return Err(ProposeError::Stopped);
         }
         let (reply, outcome) = oneshot::channel();
-        match shared.add_reader(Reader(reply), MAX_READERS) {
-            None => return Err(ProposeError::TooManyRequests),
-            Some(false) => {}
-            Some(true) => {
-                if let Err(error) = self.send(Event::Read) {
-                    // Nobody else has woken the loop: they all would wait.
-                    drop(shared.take_readers());
-                    return Err(error);
-                }
-            }
-        }
+        self.hand_over(Reader(reply), &shared.readers)?;
         let answered = async { outcome.await.unwrap_or(Err(ProposeError::Stopped)) };
         let outcome = self.bounded(answered).await;
         if let Err(ProposeError::Timeout) = outcome {

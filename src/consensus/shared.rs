@@ -2,18 +2,20 @@
 //!
 //! Owns the numbers behind [`Status`], the latch that a failure closes, the
 //! signal that this member has caught up and the one that it was removed, and
-//! the readers on their way to the drive loop. The drive and apply threads
-//! write, everybody reads without locks. A reader may see numbers of two
-//! moments side by side; none of them ever goes down.
+//! the commands and readers on their way to the drive loop. The numbers are
+//! written by the drive and apply threads and read by everybody without locks.
+//! Who reads may see those of two moments side by side; none ever goes down.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Reader;
+use super::drive::Proposal;
+use super::proposer::{MAX_PROPOSALS, MAX_READERS};
+use super::waiting::Waiting;
 use crate::machine::Conf;
 use crate::metrics;
 
@@ -49,7 +51,6 @@ enum Phase {
     Failed,
 }
 
-#[derive(Debug)]
 pub(super) struct Shared {
     member_id: u64,
     leader: AtomicU64,
@@ -72,9 +73,9 @@ pub(super) struct Shared {
     began: Instant,
     leader_since_millis: AtomicU64,
     out_of_contact_millis: AtomicU64,
-    /// The readers that the drive loop has not taken yet; whoever comes first
-    /// wakes it.
-    readers: Mutex<Vec<Reader>>,
+    /// What the drive loop has not taken yet.
+    pub(super) proposals: Waiting<Proposal>,
+    pub(super) readers: Waiting<Reader>,
     leader_signal: watch::Sender<u64>,
     removed: watch::Sender<bool>,
     phase: watch::Sender<Phase>,
@@ -108,7 +109,8 @@ impl Shared {
             began: Instant::now(),
             leader_since_millis: AtomicU64::new(0),
             out_of_contact_millis: AtomicU64::new(0),
-            readers: Mutex::default(),
+            proposals: Waiting::new(MAX_PROPOSALS),
+            readers: Waiting::new(MAX_READERS),
             leader_signal: watch::Sender::new(0),
             removed: watch::Sender::new(false),
             phase: watch::Sender::new(Phase::Running),
@@ -258,21 +260,6 @@ impl Shared {
         metrics::SERVER_IS_LEARNER.set(i64::from(is_learner));
     }
 
-    /// Adds a reader for the drive loop; answers whether it has to be woken.
-    /// Gives the reader back when too many wait.
-    pub(super) fn add_reader(&self, reader: Reader, max: usize) -> Option<bool> {
-        let mut readers = self.readers.lock();
-        if readers.len() >= max {
-            return None;
-        }
-        readers.push(reader);
-        Some(readers.len() == 1)
-    }
-
-    pub(super) fn take_readers(&self) -> Vec<Reader> {
-        std::mem::take(&mut *self.readers.lock())
-    }
-
     /// Resolves when `leader` leads, as far as known here. It may never.
     pub(super) async fn leads(&self, leader: u64) {
         let mut receiver = self.leader_signal.subscribe();
@@ -358,12 +345,15 @@ impl Shared {
         self.is_stopped() && *self.phase.borrow() == Phase::Failed
     }
 
+    /// What waits for the drive loop is dropped, and no more is taken.
     pub(super) fn close_inbox(&self) {
         self.is_inbox_closed.store(true, Ordering::SeqCst);
+        self.proposals.close();
+        self.readers.close();
     }
 
     /// Asked after sending: an event sent before this says no is either taken
-    /// or dropped, with the waiter in it.
+    /// or dropped.
     pub(super) fn is_inbox_closed(&self) -> bool {
         self.is_inbox_closed.load(Ordering::SeqCst)
     }
