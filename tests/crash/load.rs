@@ -11,10 +11,9 @@ use bytes::Bytes;
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use stele::proto::client::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use stele::proto::client::etcdserverpb::watch_request::RequestUnion;
 use stele::proto::client::etcdserverpb::{
-    CompactionRequest, Compare, LeaseGrantRequest, LeaseRevokeRequest, RangeRequest, TxnRequest,
+    CompactionRequest, LeaseGrantRequest, LeaseRevokeRequest, RangeRequest, TxnRequest,
     WatchCreateRequest, WatchRequest,
 };
 use tokio::task::JoinSet;
@@ -25,7 +24,7 @@ use crate::support::client::Clients;
 use crate::support::operation::{Answer, Change, Intent, Operation};
 use crate::support::process::Server;
 use crate::support::read_back::EVERYTHING;
-use crate::support::requests::{delete_request, op, put_request};
+use crate::support::requests::{delete_request, op, put_if_unchanged, put_request};
 use crate::support::settings::random;
 
 const WRITERS: u64 = 16;
@@ -294,23 +293,7 @@ impl Writer {
         let reply = self.clients.kv.range(range).await?.into_inner();
         let seen = reply.kvs.first().map_or(0, |kv| kv.mod_revision);
         let value = self.value();
-        let compare = Compare {
-            result: CompareResult::Equal.into(),
-            target: CompareTarget::Mod.into(),
-            key: key.clone(),
-            target_union: Some(TargetUnion::ModRevision(seen)),
-            ..Compare::default()
-        };
-        let put = op(&Change::Put {
-            key: key.clone(),
-            value: value.clone(),
-            lease: 0,
-        });
-        let txn = TxnRequest {
-            compare: vec![compare],
-            success: vec![put],
-            ..TxnRequest::default()
-        };
+        let txn = put_if_unchanged(&key, seen, &value);
         let intent = Intent::Increment { key, seen, value };
         match self
             .clients

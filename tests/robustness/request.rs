@@ -1,12 +1,11 @@
 //! A recorded request as etcd's API has it, and its answer as it is recorded.
 
 use bytes::Bytes;
-use stele::proto::client::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use stele::proto::client::etcdserverpb::request_op::Request as Op;
 use stele::proto::client::etcdserverpb::response_op::Response as Shown;
 use stele::proto::client::etcdserverpb::{
-    CompactionRequest, Compare, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest,
-    RangeRequest, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
+    CompactionRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, RangeRequest,
+    RequestOp, ResponseHeader, TxnRequest, TxnResponse,
 };
 use tonic::{Code, Status};
 
@@ -14,7 +13,7 @@ use crate::load::TTL_SECONDS;
 use crate::record::{Outcome, Read, Request};
 use crate::support::client::Clients;
 use crate::support::operation::{Change, Intent};
-use crate::support::requests::{delete_request, op, put_request};
+use crate::support::requests::{delete_request, op, put_if_unchanged, put_request};
 
 /// The outcome, or why there is none that is certain.
 pub type Answer = Result<Outcome, Status>;
@@ -75,28 +74,15 @@ async fn write(mut clients: Clients, changes: &[Change]) -> Answer {
 
 /// Puts if nobody has written since, otherwise shows what is there.
 async fn increment(mut clients: Clients, key: &Bytes, seen: i64, value: &Bytes) -> Answer {
-    let compare = Compare {
-        result: CompareResult::Equal.into(),
-        target: CompareTarget::Mod.into(),
-        key: key.clone(),
-        target_union: Some(TargetUnion::ModRevision(seen)),
-        ..Compare::default()
-    };
-    let put = op(&Change::Put {
-        key: key.clone(),
-        value: value.clone(),
-        lease: 0,
-    });
     let range = RangeRequest {
         key: key.clone(),
         ..RangeRequest::default()
     };
     let txn = TxnRequest {
-        compare: vec![compare],
-        success: vec![put],
         failure: vec![RequestOp {
             request: Some(Op::RequestRange(range)),
         }],
+        ..put_if_unchanged(key, seen, value)
     };
     let reply = clients.kv.txn(txn).await?.into_inner();
     let revision = revision_of(reply.header)?;

@@ -1,8 +1,11 @@
 //! A change as the requests of etcd's API that ask for it.
 
 use bytes::Bytes;
+use stele::proto::client::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use stele::proto::client::etcdserverpb::request_op::Request as Op;
-use stele::proto::client::etcdserverpb::{DeleteRangeRequest, PutRequest, RequestOp};
+use stele::proto::client::etcdserverpb::{
+    Compare, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest,
+};
 
 use super::operation::Change;
 
@@ -20,6 +23,23 @@ pub fn delete_request(key: &Bytes, end: &Bytes) -> DeleteRangeRequest {
         key: key.clone(),
         range_end: end.clone(),
         prev_kv: false,
+    }
+}
+
+/// Puts the key if its mod_revision is still `seen` (0: absent), else does nothing.
+pub fn put_if_unchanged(key: &Bytes, seen: i64, value: &Bytes) -> TxnRequest {
+    TxnRequest {
+        compare: vec![Compare {
+            result: CompareResult::Equal.into(),
+            target: CompareTarget::Mod.into(),
+            key: key.clone(),
+            target_union: Some(TargetUnion::ModRevision(seen)),
+            ..Compare::default()
+        }],
+        success: vec![RequestOp {
+            request: Some(Op::RequestPut(put_request(key, value, 0))),
+        }],
+        ..TxnRequest::default()
     }
 }
 
