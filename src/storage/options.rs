@@ -19,7 +19,8 @@ pub struct Settings {
     pub background_jobs: usize,
     /// Files change only when a flush or a compaction is asked for, and closing
     /// loses what was not flushed, as a crash would: for simulations, whose runs
-    /// must repeat exactly.
+    /// must repeat exactly. So the memtables must hold all that is written between
+    /// two flushes; full ones are flushed whenever RocksDB's threads get to it.
     pub is_stepped: bool,
 }
 
