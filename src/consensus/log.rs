@@ -24,6 +24,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, HardState, SnapshotMetadata};
@@ -64,6 +65,9 @@ pub enum LogError {
     /// raft-engine panics when a sync fails.
     #[error("syncing the raft log: {0}")]
     Sync(String),
+    /// Whoever got that error has reported it.
+    #[error("an earlier write of the raft log has failed")]
+    FailedBefore,
 }
 
 /// Tells raft-engine how to read an entry's index.
@@ -97,9 +101,11 @@ pub trait OpenedLog: StoredLog {
     fn restart_after(&self, state: (u64, u64), owner: u64) -> Result<(), LogError>;
 }
 
-/// The log on disk. Calls block; only the log writer syncs.
+/// The log on disk. Calls block; only the log writer syncs, or the drive loop
+/// in its place.
 pub(super) struct Log {
     engine: Arc<raft_engine::Engine>,
+    has_failed: AtomicBool,
 }
 
 /// What to write together.
@@ -127,6 +133,7 @@ impl Log {
         let engine = raft_engine::Engine::open(config).map_err(LogError::Open)?;
         Ok(Log {
             engine: Arc::new(engine),
+            has_failed: AtomicBool::new(false),
         })
     }
 
@@ -160,18 +167,22 @@ impl Log {
             .map(drop)
     }
 
-    /// Runs something that writes. After a failure the instance is left as it
-    /// is until the process ends: closing it would sync again, and that one
-    /// must not succeed by luck.
+    /// Runs something that writes. After a failure nothing is written any more,
+    /// by whichever thread, and the instance is left as it is until the process
+    /// ends: closing it would sync again, and that one must not succeed by luck.
     fn guarded<T>(
         &self,
         write: impl FnOnce(&raft_engine::Engine) -> raft_engine::Result<T>,
     ) -> Result<T, LogError> {
+        if self.has_failed.load(Ordering::Acquire) {
+            return Err(LogError::FailedBefore);
+        }
         let written = match catch_unwind(AssertUnwindSafe(|| write(&self.engine))) {
             Ok(written) => written.map_err(LogError::Write),
             Err(panic) => Err(LogError::Sync(panic_text(&*panic))),
         };
         if written.is_err() {
+            self.has_failed.store(true, Ordering::Release);
             std::mem::forget(self.engine.clone());
         }
         written
@@ -377,6 +388,22 @@ mod tests {
         max: Option<u64>,
     ) -> raft::Result<Vec<Entry>> {
         view.entries(low, high, max, GetEntriesContext::empty(false))
+    }
+
+    #[test]
+    fn nothing_is_written_after_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(Log::open(dir.path()).unwrap());
+        log.bootstrap(&start(), OWNER).unwrap();
+        write(&log, &entries(1..3, 2));
+        let failed = log.guarded::<()>(|_| panic!("injected"));
+        assert!(matches!(failed, Err(LogError::Sync(text)) if text == "injected"));
+        let mut append = Append::default();
+        append.add_entries(&entries(3..4, 2)).unwrap();
+        let refused = log.write(append, true);
+        assert!(matches!(refused, Err(LogError::FailedBefore)));
+        assert!(matches!(log.purge(), Err(LogError::FailedBefore)));
+        assert_eq!(log.recover().unwrap().last_index, 2);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! everything that is queued, writes it as one append with one sync (group
 //! commit), and reports it persisted; what arrives meanwhile is the next
 //! group. It keeps the order of the queue and never reports a part of a group.
+//! The drive loop of a member that is alone has no use for a second thread and
+//! saves with its own [`Saver`].
 //!
 //! Failpoints: `raft_before_save`, `raft_after_save` (see [`super`]).
 
@@ -38,11 +40,17 @@ pub(super) enum Task {
 }
 
 pub(super) struct LogWriter {
-    pub(super) log: Arc<Log>,
+    pub(super) saver: Saver,
     pub(super) owner: u64,
     pub(super) tasks: Receiver<Task>,
     pub(super) drive: Sender<Event>,
     pub(super) shared: Arc<Shared>,
+}
+
+/// Writes to the log and syncs it, in the thread of the caller.
+#[derive(Clone)]
+pub(super) struct Saver {
+    pub(super) log: Arc<Log>,
     pub(super) unsafe_no_fsync: bool,
 }
 
@@ -94,7 +102,7 @@ impl LogWriter {
                         // stays as the note says, for the next start.
                         return Ok(false);
                     }
-                    let hard_state = self.log.hard_state()?;
+                    let hard_state = self.saver.log.hard_state()?;
                     group.append.restart_after(state, self.owner, hard_state)?;
                     group.must_sync = true;
                 }
@@ -109,12 +117,7 @@ impl LogWriter {
     }
 
     fn write(&self, group: Group) -> Result<(), LogError> {
-        fail_point!("raft_before_save", |_| std::process::abort());
-        if !group.append.is_empty() {
-            let must_sync = group.must_sync && !self.unsafe_no_fsync;
-            self.log.write(group.append, must_sync)?;
-        }
-        fail_point!("raft_after_save", |_| std::process::abort());
+        self.saver.write(group.append, group.must_sync)?;
         // Whoever is gone no longer needs to know.
         for written in group.trimmed {
             let _ = written.send(());
@@ -123,6 +126,24 @@ impl LogWriter {
             let messages = group.messages;
             let _ = self.drive.send(Event::Persisted { number, messages });
         }
+        Ok(())
+    }
+}
+
+impl Saver {
+    /// Makes one save durable.
+    pub(super) fn save(&self, save: Save) -> Result<(), LogError> {
+        let mut group = Group::default();
+        group.add(save)?;
+        self.write(group.append, group.must_sync)
+    }
+
+    fn write(&self, append: Append, must_sync: bool) -> Result<(), LogError> {
+        fail_point!("raft_before_save", |_| std::process::abort());
+        if !append.is_empty() {
+            self.log.write(append, must_sync && !self.unsafe_no_fsync)?;
+        }
+        fail_point!("raft_after_save", |_| std::process::abort());
         Ok(())
     }
 }

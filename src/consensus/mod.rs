@@ -64,7 +64,7 @@ use crate::storage::{Engine, StorageError};
 use apply::Applier;
 use drive::{Drive, Event, Inbox, Parts};
 use log::{Append, Log, OpenedLog};
-use log_writer::{LogWriter, Task};
+use log_writer::{LogWriter, Saver, Task};
 use queue::{Receiver, Sender, bounded};
 use recovery::recover;
 use replica::{Replica, StoredLog, Waits};
@@ -349,13 +349,17 @@ pub fn start(
         drive: drive_inbox.clone(),
         shared: shared.clone(),
     };
-    let log_writer = LogWriter {
+    let saver = Saver {
         log: log.clone(),
+        unsafe_no_fsync: settings.unsafe_no_fsync,
+    };
+    let drive = drive.with_saver(saver.clone());
+    let log_writer = LogWriter {
+        saver,
         owner: member_id,
         tasks,
         drive: drive_inbox.clone(),
         shared: shared.clone(),
-        unsafe_no_fsync: settings.unsafe_no_fsync,
     };
     let mut threads = Threads {
         drive_inbox,
