@@ -275,6 +275,33 @@ async fn the_log_is_trimmed_and_a_crash_replays_little() {
     member.stop().await;
 }
 
+/// RocksDB flushes a memtable over which reads step for long with the next
+/// write; here none comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_in_writing_is_used_to_flush() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = open(dir.path());
+    let tables = || {
+        let files = std::fs::read_dir(dir.path().join("state")).unwrap();
+        let paths = files.map(|file| file.unwrap().path());
+        paths
+            .filter(|path| path.extension().is_some_and(|end| end == "sst"))
+            .count()
+    };
+    let tables_before = tables();
+    let value = Bytes::from(vec![b'v'; 600 << 10]);
+    for key in ["k/1", "k/2", "k/1", "k/2"] {
+        let request = put(key, value.clone());
+        member.consensus.propose(request).await.unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while tables() <= tables_before {
+        assert!(Instant::now() < deadline, "never flushed");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    member.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn replies_are_typed_and_refusals_change_nothing() {
     let dir = tempfile::tempdir().unwrap();

@@ -25,9 +25,12 @@ use crate::storage::{Engine, StorageError};
 /// in the store when this was sent.
 pub(super) type Applied = (u64, u64);
 
-/// Without a request for so long the trimmer looks whether there are files to
-/// give back.
-const QUIET: Duration = Duration::from_secs(60);
+/// Without a request for so long the trimmer looks what else there is to do.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// What a pause in writing is used for: so much that is not flushed. Less makes
+/// no read slow, and would only leave small files.
+const WORTH_A_FLUSH_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Error)]
 enum TrimFailure {
@@ -48,10 +51,11 @@ pub(super) struct Trimmer {
 impl Trimmer {
     /// Runs until the apply thread ends or something fails.
     pub(super) fn run(self) {
+        let mut unflushed_bytes = 0;
         loop {
             let done = match self.requests.recv_timeout(QUIET) {
                 Ok(applied) => self.trim(applied),
-                Err(RecvTimeoutError::Timeout) => self.free_files(),
+                Err(RecvTimeoutError::Timeout) => self.tidy(&mut unflushed_bytes),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             if let Err(failure) = done {
@@ -61,10 +65,17 @@ impl Trimmer {
         }
     }
 
-    /// What a compaction has removed leaves the disk with a flush. With little
-    /// traffic the next one would be long in coming.
-    fn free_files(&self) -> Result<(), TrimFailure> {
-        if self.engine.has_droppable_files() {
+    /// What a compaction has removed leaves the disk with a flush; with little
+    /// traffic the next one would be long in coming. And a memtable may hold
+    /// many versions of its keys, over which every list has to step: RocksDB
+    /// notices, and flushes it with the next write. When writing has paused
+    /// there is none. `seen_bytes` is what was not flushed at the last look.
+    fn tidy(&self, seen_bytes: &mut u64) -> Result<(), TrimFailure> {
+        let unflushed = self.engine.unflushed_bytes();
+        let has_paused = unflushed == *seen_bytes;
+        *seen_bytes = unflushed;
+        let is_worth_it = has_paused && unflushed >= WORTH_A_FLUSH_BYTES;
+        if is_worth_it || self.engine.has_droppable_files() {
             self.engine.flush()?;
         }
         Ok(())

@@ -30,6 +30,8 @@ pub struct Engine {
     write_options: WriteOptions,
     failure: OnceLock<StorageError>,
     sizes: Sizes,
+    /// Written since the last flush that was asked for began.
+    unflushed_bytes: AtomicU64,
 }
 
 /// A state that lies beside the present one, opened, and does not count yet:
@@ -56,6 +58,7 @@ impl Engine {
             write_options,
             failure: OnceLock::new(),
             sizes,
+            unflushed_bytes: AtomicU64::new(0),
         })
     }
 
@@ -90,9 +93,9 @@ impl Engine {
         }
         self.check_not_failed()?;
         self.write_to(&self.present(), &batch)?;
-        self.sizes
-            .written_bytes
-            .fetch_add(batch.byte_size() as u64, Ordering::Relaxed);
+        let bytes = batch.byte_size() as u64;
+        self.sizes.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
@@ -108,11 +111,18 @@ impl Engine {
     /// batch. Blocks for as long as the disk takes; writes go on meanwhile.
     pub fn flush(&self) -> Result<(), StorageError> {
         self.check_not_failed()?;
+        self.unflushed_bytes.store(0, Ordering::Relaxed);
         self.generation()
             .flush()
             .map_err(|error| self.fail(error.into()))?;
         self.sizes.forget();
         Ok(())
+    }
+
+    /// Bytes written since the last [`Engine::flush`] began. RocksDB may have
+    /// flushed some of them by itself.
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.unflushed_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether a compaction has left files whose space comes back with the
