@@ -121,6 +121,8 @@ fn points(sizes: Sizes) -> Suite {
             point("put-4KB", put(4096), 1),
             point("put-4KB", put(4096), 64),
             point("put-4KB", put(4096), 1000),
+            scenario("list-500-of-4KB/8".to_owned(), Work::List(List::Page), 8),
+            point("get-4KB", get(false), 64),
         ],
     }
 }

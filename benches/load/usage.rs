@@ -55,7 +55,10 @@ struct Process {
 pub struct Usage {
     /// User and system time of all threads.
     pub cpu_us: u64,
-    /// Bytes that were, or will be, written to the disk because of it.
+    /// Bytes that were, or will be, written to the disk because of it. Linux
+    /// counts them when a folio of the page cache becomes dirty, and counts all
+    /// of it: where a log file is used again, folios are large, and a put of
+    /// 256 B shows as 40 kB although the disk writes 3 kB.
     pub write_bytes: u64,
 }
 
