@@ -114,6 +114,10 @@ pub(super) fn column(column: Column, memory: &Memory) -> Result<Options, rocksdb
         )?;
     }
     options.set_write_buffer_size(memory.settings.memtable_limit_bytes());
+    // A flush sets in when the memtables are full, and again when half of that
+    // was written meanwhile. With RocksDB's two, the second would have writes
+    // wait until the first has reached the disk.
+    options.set_max_write_buffer_number(4);
     options.set_target_file_size_base(32 << 20);
     options.set_compression_type(DBCompressionType::Lz4);
     let mut table = table_options(&memory.cache);
