@@ -27,17 +27,18 @@ impl Engine {
     #[cfg(test)]
     pub(crate) fn copy_files(&self, dir: &Path) -> std::io::Result<()> {
         let generation = self.generation();
-        // The manifest names the tables, so it is copied first, and nothing it
-        // names may go meanwhile.
+        // The manifest names the tables and blobs, so it is copied first, and
+        // nothing it names may go meanwhile.
         generation
             .db
             .disable_file_deletions()
             .expect("an open database");
-        for is_table in [false, true] {
+        for is_named in [false, true] {
             for entry in std::fs::read_dir(generation.db.path())? {
                 let entry = entry?;
                 let name = entry.file_name();
-                if name.to_string_lossy().ends_with(".sst") == is_table {
+                let extension = Path::new(&name).extension();
+                if extension.is_some_and(|end| end == "sst" || end == "blob") == is_named {
                     std::fs::copy(entry.path(), dir.join(name))?;
                 }
             }

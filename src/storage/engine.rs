@@ -8,7 +8,7 @@ use super::{Batch, Column, OpenError, Settings, StorageError};
 use arc_swap::{ArcSwap, Guard};
 use fail::fail_point;
 use parking_lot::Mutex;
-use rocksdb::{BottommostLevelCompaction, CompactOptions, WriteOptions};
+use rocksdb::WriteOptions;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -193,17 +193,8 @@ impl Engine {
         if self.flush().is_err() {
             return;
         }
-        let mut options = CompactOptions::default();
-        options.set_exclusive_manual_compaction(false);
-        options.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
-        let generation = self.generation();
-        for column in Column::ALL {
-            generation.db.compact_range_cf_opt(
-                generation.handle(column),
-                None::<&[u8]>,
-                None::<&[u8]>,
-                &options,
-            );
+        if let Err(error) = self.generation().compact() {
+            tracing::warn!(%error, "a compaction of all files was not completed");
         }
         self.sizes.forget();
     }

@@ -11,9 +11,14 @@ use super::options::{self, Memory};
 use super::{Column, StorageError};
 use parking_lot::Mutex;
 use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, Options, ReadOptions, properties,
+    BottommostLevelCompaction, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
+    FlushOptions, Options, ReadOptions, properties,
 };
+use std::ffi::CStr;
 use std::path::Path;
+
+/// RocksDB's name; the crate has none for it.
+const TOTAL_BLOB_FILE_SIZE: &CStr = c"rocksdb.total-blob-file-size";
 
 pub(crate) struct Generation {
     pub(super) db: DB,
@@ -108,12 +113,36 @@ impl Generation {
         !self.droppable.lock().is_empty()
     }
 
+    /// Rewrites the files of all columns without their dead rows, in the
+    /// caller's thread.
+    pub(super) fn compact(&self) -> Result<(), rocksdb::Error> {
+        let mut compaction = CompactOptions::default();
+        compaction.set_exclusive_manual_compaction(false);
+        compaction.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
+        self.set_blob_gc_age_cutoff(1.0)?;
+        for column in Column::ALL {
+            self.db.compact_range_cf_opt(
+                self.handle(column),
+                None::<&[u8]>,
+                None::<&[u8]>,
+                &compaction,
+            );
+        }
+        self.set_blob_gc_age_cutoff(options::BLOB_GC_AGE_CUTOFF)
+    }
+
+    fn set_blob_gc_age_cutoff(&self, part: f64) -> Result<(), rocksdb::Error> {
+        let option = ("blob_garbage_collection_age_cutoff", &*part.to_string());
+        self.db
+            .set_options_cf(self.handle(Column::Current), &[option])
+    }
+
     pub(super) fn memtable_bytes(&self) -> u64 {
         self.sum(properties::CUR_SIZE_ALL_MEM_TABLES)
     }
 
     pub(super) fn file_bytes(&self) -> u64 {
-        self.sum(properties::TOTAL_SST_FILES_SIZE)
+        self.sum(properties::TOTAL_SST_FILES_SIZE) + self.sum(TOTAL_BLOB_FILE_SIZE)
     }
 
     pub(super) fn live_file_bytes(&self) -> u64 {
@@ -122,7 +151,7 @@ impl Generation {
 
     /// A property summed over the columns. The properties asked for exist; if
     /// RocksDB cannot tell one, zero is the honest number for a gauge.
-    fn sum(&self, property: &properties::PropName) -> u64 {
+    fn sum(&self, property: &CStr) -> u64 {
         Column::ALL
             .into_iter()
             .map(|column| {

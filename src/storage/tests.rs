@@ -263,15 +263,7 @@ fn sizes_follow_what_is_written_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(&dir);
     assert_eq!(engine.total_bytes(), 0);
-    // Bytes that do not compress.
-    let mut state = 1u64;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 56) as u8
-    };
-    let value: Vec<u8> = (0..MIB).map(|_| next()).collect();
+    let value = incompressible(1 << 20);
     for n in 0..8u8 {
         put(&engine, Column::Log, &keys::log(i64::from(n), 0), &value);
         assert!(
@@ -300,6 +292,41 @@ fn sizes_follow_what_is_written_and_removed() {
         "{} bytes are left",
         engine.total_bytes()
     );
+}
+
+fn incompressible(len: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 56) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Large values lie in files of their own, which defragmenting must reach.
+#[test]
+fn overwritten_large_values_are_counted_and_their_space_comes_back() {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(&dir);
+    let value = incompressible(1 << 20);
+    for round in 0..3u8 {
+        for key in 0..8u8 {
+            let value = [&[round], &*value].concat();
+            put(&engine, Column::Current, &[key], &value);
+        }
+        engine.flush().unwrap();
+    }
+    let total_bytes = engine.total_bytes();
+    assert!((24 * MIB..25 * MIB).contains(&total_bytes), "{total_bytes}");
+    engine.compact_all();
+    let (total_bytes, live_bytes) = (engine.total_bytes(), engine.live_bytes());
+    assert!((8 * MIB..9 * MIB).contains(&total_bytes), "{total_bytes}");
+    assert!((8 * MIB..9 * MIB).contains(&live_bytes), "{live_bytes}");
+    let read = engine.get(Column::Current, &[7]).unwrap().unwrap();
+    assert!(read[0] == 2 && read[1..] == value);
 }
 
 #[test]
