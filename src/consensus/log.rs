@@ -335,6 +335,7 @@ pub(super) fn entry_bytes(entry: &Entry) -> usize {
 #[cfg(test)]
 mod tests {
     use raft::{GetEntriesContext, Storage as _};
+    use tempfile::TempDir;
 
     use super::*;
     use crate::consensus::NoSnapshots;
@@ -357,6 +358,18 @@ mod tests {
         let mut start = Recovered::default();
         start.hard_state.term = 1;
         start
+    }
+
+    fn open(dir: &TempDir) -> Arc<Log> {
+        Arc::new(Log::open(dir.path()).unwrap())
+    }
+
+    /// A new log, in a directory that goes with the first of the two.
+    fn begun() -> (TempDir, Arc<Log>) {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir);
+        log.bootstrap(&start(), OWNER).unwrap();
+        (dir, log)
     }
 
     fn view_of(log: &Arc<Log>) -> LogView<Arc<Log>> {
@@ -392,9 +405,7 @@ mod tests {
 
     #[test]
     fn nothing_is_written_after_a_failure() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = Arc::new(Log::open(dir.path()).unwrap());
-        log.bootstrap(&start(), OWNER).unwrap();
+        let (_dir, log) = begun();
         write(&log, &entries(1..3, 2));
         let failed = log.guarded::<()>(|_| panic!("injected"));
         assert!(matches!(failed, Err(LogError::Sync(text)) if text == "injected"));
@@ -409,7 +420,7 @@ mod tests {
     #[test]
     fn reopens_with_everything_synced() {
         let dir = tempfile::tempdir().unwrap();
-        let log = Arc::new(Log::open(dir.path()).unwrap());
+        let log = open(&dir);
         assert_eq!(log.owner().unwrap(), None);
         log.bootstrap(&start(), OWNER).unwrap();
         assert_eq!(log.recover().unwrap(), start());
@@ -423,7 +434,7 @@ mod tests {
         log.write(append, true).unwrap();
         drop(log);
 
-        let log = Arc::new(Log::open(dir.path()).unwrap());
+        let log = open(&dir);
         let recovered = log.recover().unwrap();
         assert_eq!(recovered.hard_state, hard_state);
         assert_eq!(recovered.last_index, 20);
@@ -435,9 +446,7 @@ mod tests {
 
     #[test]
     fn a_new_term_replaces_the_tail() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = Arc::new(Log::open(dir.path()).unwrap());
-        log.bootstrap(&start(), OWNER).unwrap();
+        let (dir, log) = begun();
         write(&log, &entries(1..11, 2));
         let mut view = view_of(&log);
         view.append(&entries(6..9, 3));
@@ -451,15 +460,13 @@ mod tests {
         assert_eq!(read(&view, 1, 9, None).unwrap(), expected);
         drop((view, log));
 
-        let log = Arc::new(Log::open(dir.path()).unwrap());
+        let log = open(&dir);
         assert_eq!(log.recover().unwrap().last_index, 8);
     }
 
     #[test]
     fn entries_are_limited_but_never_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = Arc::new(Log::open(dir.path()).unwrap());
-        log.bootstrap(&start(), OWNER).unwrap();
+        let (_dir, log) = begun();
         write(&log, &entries(1..6, 2));
         let mut view = view_of(&log);
         view.append(&entries(6..11, 2));
@@ -477,9 +484,7 @@ mod tests {
 
     #[test]
     fn cutting_off_survives_a_restart_and_gives_space_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = Arc::new(Log::open(dir.path()).unwrap());
-        log.bootstrap(&start(), OWNER).unwrap();
+        let (dir, log) = begun();
         let mut view = view_of(&log);
         let bulk = vec![7_u8; 1 << 20];
         // Some 250 MB through a log that is cut off every 25 MB.
@@ -505,7 +510,7 @@ mod tests {
         assert!(bytes <= 6 * FILE_BYTES, "{bytes} bytes left");
         drop((view, log));
 
-        let log = Arc::new(Log::open(dir.path()).unwrap());
+        let log = open(&dir);
         let recovered = log.recover().unwrap();
         assert_eq!(recovered.truncated, (249, 2));
         assert_eq!(recovered.last_index, 250);
@@ -514,7 +519,7 @@ mod tests {
         // Cut off to the very end: the log is empty, but knows where it is.
         truncate(&log, (250, 2));
         drop(log);
-        let log = Arc::new(Log::open(dir.path()).unwrap());
+        let log = open(&dir);
         let recovered = log.recover().unwrap();
         assert_eq!((recovered.truncated, recovered.last_index), ((250, 2), 250));
         let mut view = view_of(&log);
@@ -527,9 +532,7 @@ mod tests {
 
     #[test]
     fn a_received_state_empties_the_log_and_keeps_the_vote() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = Arc::new(Log::open(dir.path()).unwrap());
-        log.bootstrap(&start(), OWNER).unwrap();
+        let (dir, log) = begun();
         write(&log, &entries(1..31, 2));
         let mut hard_state = HardState::default();
         (hard_state.term, hard_state.vote, hard_state.commit) = (9, 3, 12);
@@ -539,7 +542,7 @@ mod tests {
         log.write(append, true).unwrap();
         drop(log);
 
-        let log = Arc::new(Log::open(dir.path()).unwrap());
+        let log = open(&dir);
         assert_eq!(log.installing().unwrap(), Some((20, 5)));
         // Shorter than the log was, with a gap after it, and again.
         for (state, next) in [((20, 5), 21..26), ((1000, 8), 1001..1004)] {
@@ -549,7 +552,7 @@ mod tests {
         }
         drop(log);
 
-        let log = Arc::new(Log::open(dir.path()).unwrap());
+        let log = open(&dir);
         assert_eq!(log.installing().unwrap(), None);
         assert_eq!(log.owner().unwrap(), Some(OWNER));
         let recovered = log.recover().unwrap();
