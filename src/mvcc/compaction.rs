@@ -8,8 +8,10 @@
 //! 1. The `Deleted` rows of deletions at or before R go: no revision that can
 //!    still be read shows those keys. They are found by revision, so a step
 //!    costs what it removes and not what there is.
-//! 2. The log below R goes, as one range and then by whole files. R's own rows
-//!    stay, because a watch may start at R and must see its deletions (CMP-4).
+//! 2. The log below R goes by whole files, with the next flush. Rows that share
+//!    a file with later ones stay until a further compaction or until the store
+//!    is defragmented: nobody reads them. R's own rows stay in any case, because
+//!    a watch may start at R and must see its deletions (CMP-4).
 //!
 //! `Current` is left alone: live keys carry no history. Later log rows carry
 //! what they replaced, so none of them points at a row that goes, except to
@@ -92,8 +94,6 @@ impl Compaction {
             return Ok(true);
         }
         let target = self.scheduled_revision;
-        let (first, end) = (self.finished_revision.max(0), target.max(0));
-        batch.delete_range(Column::Log, &keys::log(first, 0), &keys::log(end, 0));
         batch.put(Column::Meta, meta::COMPACT_FINISHED, &target.to_be_bytes());
         engine.write(batch)?;
         drop_files(generation, target);

@@ -188,9 +188,10 @@ impl Engine {
 
     /// Rewrites all columns without their dead rows, in the caller's thread.
     /// Reads and writes go on meanwhile. There is nothing for the caller to do
-    /// about a flush that fails: it is remembered, and the next write says so.
+    /// about a write or flush that fails: it is remembered, and the next write
+    /// says so.
     pub fn compact_all(&self) {
-        if self.flush().is_err() {
+        if self.flush().is_err() || self.write(self.present().leftovers()).is_err() {
             return;
         }
         if let Err(error) = self.generation().compact() {

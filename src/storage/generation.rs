@@ -8,7 +8,7 @@
 //! when they go is the business of [`super::state_dirs`].
 
 use super::options::{self, Memory};
-use super::{Column, StorageError};
+use super::{Batch, Column, StorageError, keys};
 use parking_lot::Mutex;
 use rocksdb::{
     BottommostLevelCompaction, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
@@ -23,12 +23,14 @@ const TOTAL_BLOB_FILE_SIZE: &CStr = c"rocksdb.total-blob-file-size";
 pub(crate) struct Generation {
     pub(super) db: DB,
     pub(super) read_options: ReadOptions,
-    /// Ranges of rows that are deleted, waiting for a flush to make that
-    /// durable; see [`Generation::drop_files_after_flush`].
-    droppable: Mutex<Vec<DroppableRange>>,
+    /// Waiting for a flush; see [`Generation::drop_after_flush`].
+    droppable: Mutex<Vec<RowRange>>,
+    /// Their files are gone; rows may be left in others.
+    dropped: Mutex<Vec<RowRange>>,
 }
 
-struct DroppableRange {
+/// The rows `first..=last` of a column.
+struct RowRange {
     column: Column,
     first: Vec<u8>,
     last: Vec<u8>,
@@ -68,6 +70,7 @@ impl Generation {
             db: open(columns)?,
             read_options: ReadOptions::default(),
             droppable: Mutex::default(),
+            dropped: Mutex::default(),
         })
     }
 
@@ -85,24 +88,27 @@ impl Generation {
         let handles = Column::ALL.map(|column| self.handle(column));
         self.db
             .flush_cfs_opt(&handles.each_ref(), &FlushOptions::default())?;
-        for DroppableRange {
-            column,
-            first,
-            last,
-        } in droppable
-        {
+        for range in droppable {
+            let handle = self.handle(range.column);
             self.db
-                .delete_file_in_range_cf(self.handle(column), first, last)?;
+                .delete_file_in_range_cf(handle, &range.first, &range.last)?;
+            let mut dropped = self.dropped.lock();
+            dropped.retain(|earlier| !range.covers(earlier));
+            dropped.push(range);
         }
         Ok(())
     }
 
     /// Once the next flush has completed, removes the files that lie wholly
-    /// within `first..=last`. The caller has deleted those rows in a batch
-    /// already written; dropping files earlier could outlive that batch in a
-    /// crash and leave a state that misses rows it believes it has.
+    /// within `first..=last`, but for those of the first level. Rows in other
+    /// files stay until a later call covers these or [`Generation::leftovers`]
+    /// are written: deleting them here would have a compaction read them all.
+    ///
+    /// What the caller has written before must have every reader do without the
+    /// rows. Files that go before that is durable could outlive it in a crash
+    /// and leave a state that misses rows it believes it has.
     pub(crate) fn drop_files_after_flush(&self, column: Column, first: &[u8], last: &[u8]) {
-        self.droppable.lock().push(DroppableRange {
+        self.droppable.lock().push(RowRange {
             column,
             first: first.to_vec(),
             last: last.to_vec(),
@@ -111,6 +117,15 @@ impl Generation {
 
     pub(super) fn has_droppable_files(&self) -> bool {
         !self.droppable.lock().is_empty()
+    }
+
+    /// The deletion of what is left of the ranges whose files were dropped.
+    pub(super) fn leftovers(&self) -> Batch {
+        let mut deletions = Batch::new();
+        for range in std::mem::take(&mut *self.dropped.lock()) {
+            deletions.delete_range(range.column, &range.first, &keys::successor(&range.last));
+        }
+        deletions
     }
 
     /// Rewrites the files of all columns without their dead rows, in the
@@ -162,5 +177,11 @@ impl Generation {
                     .unwrap_or(0)
             })
             .sum()
+    }
+}
+
+impl RowRange {
+    fn covers(&self, other: &RowRange) -> bool {
+        self.column == other.column && self.first <= other.first && other.last <= self.last
     }
 }

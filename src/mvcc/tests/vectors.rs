@@ -342,6 +342,7 @@ fn compaction_clears_the_marks_of_deleted_keys_and_the_log() {
     assert_eq!(rows(&fixture, Column::Deleted), 2 * 19);
     fixture.compact(22);
     assert_eq!(rows(&fixture, Column::Deleted), 0);
+    fixture.engine.compact_all();
     assert_eq!(rows(&fixture, Column::Log), 20 + 1);
     assert_eq!(fixture.store.compaction_finished_revision(), 22);
     let fixture = fixture.reopen();
