@@ -26,11 +26,17 @@ use crate::storage::{Engine, StorageError};
 pub(super) type Applied = (u64, u64);
 
 /// Without a request for so long the trimmer looks what else there is to do.
-const QUIET: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(500);
 
-/// What a pause in writing is used for: so much that is not flushed. Less makes
-/// no read slow, and would only leave small files.
-const WORTH_A_FLUSH_BYTES: u64 = 1 << 20;
+/// Files that a compaction has left wait for at most so many looks.
+const LOOKS_UNTIL_FILES_GO: u32 = 4;
+
+/// What a pause in writing is used for: bytes that are not flushed, times the
+/// looks it has lasted for, at most [`LONGEST_PAUSE`]. So a full memtable is
+/// flushed soon and smaller ones later; less than a quarter of this makes no
+/// read slow, and would only leave small files.
+const WORTH_A_FLUSH_BYTES: u64 = 4 << 20;
+const LONGEST_PAUSE: u64 = 4;
 
 #[derive(Debug, Error)]
 enum TrimFailure {
@@ -48,14 +54,39 @@ pub(super) struct Trimmer {
     pub(super) shared: Arc<Shared>,
 }
 
+/// What the trimmer saw when there was nothing to trim.
+#[derive(Default)]
+struct Looks {
+    taken: u32,
+    unflushed_bytes: u64,
+    /// How many in a row have seen no write.
+    pause: u64,
+}
+
+impl Looks {
+    fn take(&mut self, unflushed_bytes: u64) {
+        self.taken = self.taken.wrapping_add(1);
+        self.pause = if unflushed_bytes == self.unflushed_bytes {
+            (self.pause + 1).min(LONGEST_PAUSE)
+        } else {
+            0
+        };
+        self.unflushed_bytes = unflushed_bytes;
+    }
+
+    fn is_worth_a_flush(&self) -> bool {
+        self.unflushed_bytes * self.pause >= WORTH_A_FLUSH_BYTES
+    }
+}
+
 impl Trimmer {
     /// Runs until the apply thread ends or something fails.
     pub(super) fn run(self) {
-        let mut unflushed_bytes = 0;
+        let mut looks = Looks::default();
         loop {
-            let done = match self.requests.recv_timeout(QUIET) {
+            let done = match self.requests.recv_timeout(LOOK) {
                 Ok(applied) => self.trim(applied),
-                Err(RecvTimeoutError::Timeout) => self.tidy(&mut unflushed_bytes),
+                Err(RecvTimeoutError::Timeout) => self.tidy(&mut looks),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             if let Err(failure) = done {
@@ -69,13 +100,12 @@ impl Trimmer {
     /// traffic the next one would be long in coming. And a memtable may hold
     /// many versions of its keys, over which every list has to step: RocksDB
     /// notices, and flushes it with the next write. When writing has paused
-    /// there is none. `seen_bytes` is what was not flushed at the last look.
-    fn tidy(&self, seen_bytes: &mut u64) -> Result<(), TrimFailure> {
-        let unflushed = self.engine.unflushed_bytes();
-        let has_paused = unflushed == *seen_bytes;
-        *seen_bytes = unflushed;
-        let is_worth_it = has_paused && unflushed >= WORTH_A_FLUSH_BYTES;
-        if is_worth_it || self.engine.has_droppable_files() {
+    /// there is none.
+    fn tidy(&self, looks: &mut Looks) -> Result<(), TrimFailure> {
+        looks.take(self.engine.unflushed_bytes());
+        let do_files_go =
+            looks.taken.is_multiple_of(LOOKS_UNTIL_FILES_GO) && self.engine.has_droppable_files();
+        if looks.is_worth_a_flush() || do_files_go {
             self.engine.flush()?;
         }
         Ok(())
@@ -96,5 +126,27 @@ impl Trimmer {
             tracing::debug!(index = applied.0, "flushed the store and trimmed the log");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_less_is_unflushed_the_longer_a_pause_must_be() {
+        let looks_until_flush = |unflushed_bytes| {
+            let mut looks = Looks::default();
+            looks.take(unflushed_bytes - 1);
+            (0..10).find(|_| {
+                looks.take(unflushed_bytes);
+                looks.is_worth_a_flush()
+            })
+        };
+        // The first look still sees a write.
+        assert_eq!(looks_until_flush(64 << 20), Some(1));
+        assert_eq!(looks_until_flush(2 << 20), Some(2));
+        assert_eq!(looks_until_flush(1 << 20), Some(4));
+        assert_eq!(looks_until_flush((1 << 20) - 1), None);
     }
 }
