@@ -141,9 +141,6 @@ pub(super) fn column(column: Column, memory: &Memory) -> Result<Options, rocksdb
             // A prefix that was deleted as a whole must not stay a desert of
             // tombstones for every list that crosses it.
             options.add_compact_on_deletion_collector_factory(1024, 512, 0.5);
-            if matches!(column, Column::Current) {
-                keep_large_values_apart(&mut options);
-            }
         }
         Column::Log => {
             // Read in order and rarely at a point, written once, dropped by
@@ -155,6 +152,9 @@ pub(super) fn column(column: Column, memory: &Memory) -> Result<Options, rocksdb
         Column::Meta => table.set_block_size(4 << 10),
     }
     options.set_block_based_table_factory(&table);
+    if column == Column::Current {
+        keep_large_values_apart(&mut options);
+    }
     Ok(options)
 }
 

@@ -256,10 +256,11 @@ fn a_snapshot_outlives_changes_and_its_makers_handle() {
     );
 }
 
+const MIB: u64 = 1 << 20;
+
 /// A quota as small as etcd's own tests use must not be taken up by nothing.
 #[test]
 fn sizes_follow_what_is_written_and_removed() {
-    const MIB: u64 = 1 << 20;
     let dir = tempfile::tempdir().unwrap();
     let engine = open(&dir);
     assert_eq!(engine.total_bytes(), 0);
@@ -311,7 +312,6 @@ fn incompressible(len: usize) -> Vec<u8> {
 /// Large values lie in files of their own, which defragmenting must reach.
 #[test]
 fn overwritten_large_values_are_counted_and_their_space_comes_back() {
-    const MIB: u64 = 1 << 20;
     let dir = tempfile::tempdir().unwrap();
     let engine = open(&dir);
     let value = incompressible(1 << 20);
