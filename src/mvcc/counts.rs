@@ -21,7 +21,7 @@ use super::record;
 use super::revision::Revision;
 use crate::storage::{Batch, Bounds, Column, Generation, Rows, StorageError, keys};
 use bytes::{Buf, Bytes};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A block is split when it has more keys than the maximum, and merged with a
@@ -108,6 +108,10 @@ impl Counts {
         }
     }
 
+    pub(super) fn revision(&self) -> i64 {
+        self.revision
+    }
+
     /// All keys. One addition per group: some 200 at a million keys.
     pub(super) fn total(&self) -> i64 {
         self.groups.iter().map(|group| group.total).sum()
@@ -186,59 +190,54 @@ impl Counts {
         head + between + tail
     }
 
-    /// [`Counts::whole_blocks`] as of another revision: corrected by the
-    /// creates and deletes between the two, which `log` reads. `None` also
-    /// when that would be more work than reading the keys, or when the log was
-    /// compacted meanwhile.
-    pub(super) fn whole_blocks_at<'l>(
+    /// The counts of another revision, in the same blocks: these, corrected by
+    /// the creates and deletes between the two, which `log` reads. `None` when
+    /// the log does not have them all.
+    pub(super) fn as_of<'l>(
         &self,
         revision: i64,
-        range: &KeyRange<'_>,
         log: impl FnOnce(Bounds) -> Rows<'l>,
-    ) -> Result<Option<WholeBlocks>, StorageError> {
-        let Some(mut whole) = self.whole_blocks(range) else {
-            return Ok(None);
-        };
+    ) -> Result<Option<Counts>, StorageError> {
+        let mut counts = self.clone();
+        counts.revision = revision;
+        if revision == self.revision {
+            return Ok(Some(counts));
+        }
         let (older, newer) = (self.revision.min(revision), self.revision.max(revision));
-        if newer - older > whole.keys {
-            return Ok(None);
-        }
-        if newer > older {
-            let Some(growth) = growth_between(older, newer, &whole, log)? else {
+        let sign = if newer == revision { 1 } else { -1 };
+        // Summed up before they are applied: backwards, a key that came and went
+        // again would leave its block with less than nothing.
+        let mut growth = BTreeMap::<Position, i64>::new();
+        let mut rows = log(Bounds::until(keys::log(newer + 1, 0)));
+        rows.seek(&keys::log(older + 1, 0));
+        let mut seen = older;
+        while let Some((key, value)) = rows.row()? {
+            let at = Revision::from_log_key(key)?;
+            if at.main > seen + 1 {
                 return Ok(None);
-            };
-            whole.keys += if newer == revision { growth } else { -growth };
+            }
+            seen = at.main;
+            let (changed, delta) = life_change(at, value)?;
+            if delta != 0 {
+                *growth.entry(self.position(changed)).or_default() += sign * delta;
+            }
+            rows.step();
         }
-        Ok(Some(whole))
+        for (at, delta) in growth.into_iter().filter(|(_, delta)| *delta != 0) {
+            counts.adjust(at, delta);
+        }
+        Ok((seen == newer).then_some(counts))
     }
-}
 
-/// Creates minus deletes of keys in `part` after revision `older` up to
-/// `newer`; `None` when a revision is missing in the log.
-fn growth_between<'l>(
-    older: i64,
-    newer: i64,
-    part: &WholeBlocks,
-    log: impl FnOnce(Bounds) -> Rows<'l>,
-) -> Result<Option<i64>, StorageError> {
-    let mut rows = log(Bounds::until(keys::log(newer + 1, 0)));
-    rows.seek(&keys::log(older + 1, 0));
-    let (mut growth, mut seen) = (0, older);
-    while let Some((key, value)) = rows.row()? {
-        let revision = Revision::from_log_key(key)?;
-        if revision.main > seen + 1 {
-            return Ok(None);
-        }
-        seen = revision.main;
-        let (changed, delta) = life_change(revision, value)?;
-        let is_inside =
-            part.first <= changed && part.last.as_ref().is_none_or(|last| changed < last);
-        if is_inside {
-            growth += delta;
-        }
-        rows.step();
+    /// Returns how many keys the block has now.
+    fn adjust(&mut self, at: Position, delta: i64) -> u32 {
+        let group = Arc::make_mut(&mut Arc::make_mut(&mut self.groups)[at.group]);
+        group.total += delta;
+        let block_keys = &mut group.block_keys[at.block];
+        *block_keys =
+            u32::try_from(i64::from(*block_keys) + delta).expect("a key that goes was counted");
+        *block_keys
     }
-    Ok((seen == newer).then_some(growth))
 }
 
 /// The key of a log row, and by how much the row changed the number of keys.
@@ -351,13 +350,10 @@ impl CountIndex {
     /// or not yet; it must at the next [`CountIndex::advance`].
     pub(super) fn adjust(&mut self, key: &[u8], delta: i64) {
         let at = self.counts.position(key);
-        let group = Arc::make_mut(&mut Arc::make_mut(&mut self.counts.groups)[at.group]);
-        group.total += delta;
-        let block_keys = &mut group.block_keys[at.block];
-        *block_keys =
-            u32::try_from(i64::from(*block_keys) + delta).expect("a key that goes was counted");
-        if *block_keys > MAX_BLOCK_KEYS || *block_keys < MIN_BLOCK_KEYS {
-            self.unbalanced.insert(group.fences[at.block].clone());
+        let block_keys = self.counts.adjust(at, delta);
+        if !(MIN_BLOCK_KEYS..=MAX_BLOCK_KEYS).contains(&block_keys) {
+            let fence = self.counts.groups[at.group].fences[at.block].clone();
+            self.unbalanced.insert(fence);
         }
     }
 

@@ -142,8 +142,12 @@ impl Source for CurrentSource<'_> {
     }
 
     fn whole_blocks(&mut self, range: &KeyRange<'_>) -> Result<Option<WholeBlocks>, ReadError> {
-        Ok(self
+        if self.counts.whole_blocks(range).is_none() {
+            return Ok(None);
+        }
+        let counts = self
             .counts
-            .whole_blocks_at(self.revision, range, |bounds| self.log.rows(bounds))?)
+            .as_of(self.revision, |bounds| self.log.rows(bounds))?;
+        Ok(counts.and_then(|counts| counts.whole_blocks(range)))
     }
 }

@@ -151,14 +151,30 @@ impl Source for HistorySource<'_> {
     }
 
     fn whole_blocks(&mut self, range: &KeyRange<'_>) -> Result<Option<WholeBlocks>, ReadError> {
+        let compacted_revision = || self.shared.load().compacted_revision;
+        let past = &self.shared.past_counts;
+        let nearest = past.nearest(self.revision, self.counts, compacted_revision());
+        let Some(whole) = nearest.whole_blocks(range) else {
+            return Ok(None);
+        };
+        let distance = nearest.revision().abs_diff(self.revision);
+        if distance > whole.keys.unsigned_abs() {
+            // To read the keys is less work.
+            return Ok(None);
+        }
         let log = LogReader::Snapshot(self.snapshot);
-        let whole = self
-            .counts
-            .whole_blocks_at(self.revision, range, |bounds| log.rows(bounds))?;
+        let counts = nearest.as_of(self.revision, |bounds| log.rows(bounds))?;
         // Files of the log may have been dropped while it was read, taking a
         // part of a revision unnoticed.
-        let is_reliable = self.shared.load().compacted_revision <= self.revision;
-        Ok(whole.filter(|_| is_reliable))
+        let is_reliable = compacted_revision() <= nearest.revision().min(self.revision);
+        let Some(counts) = counts.filter(|_| is_reliable) else {
+            return Ok(None);
+        };
+        let whole = counts.whole_blocks(range);
+        if distance > 0 {
+            past.keep(counts);
+        }
+        Ok(whole)
     }
 }
 

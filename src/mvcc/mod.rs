@@ -60,6 +60,7 @@ mod history;
 mod log_row;
 mod meta;
 mod overlay;
+mod past_counts;
 pub mod range;
 mod record;
 mod revision;

@@ -1,20 +1,22 @@
 //! What the apply thread tells readers.
 
 use super::counts::Counts;
+use super::past_counts::PastCounts;
 use super::revision::NEVER_COMPACTED;
 use crate::storage::{Engine, Generation};
 use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// One per store, shared by the writer and every reader. Readers take no lock:
-/// a commit replaces the published state as a whole, and so does the install of
-/// another member's state.
+/// One per store, shared by the writer and every reader. Readers and the writer
+/// take no lock of each other's: a commit replaces the published state as a
+/// whole, and so does the install of another member's state.
 pub(super) struct Shared {
     /// For its sizes, and for the writer. What is read is read from the
     /// published generation.
     pub(super) engine: Arc<Engine>,
     published: ArcSwap<Published>,
+    pub(super) past_counts: PastCounts,
     finished_revision: AtomicI64,
 }
 
@@ -34,6 +36,7 @@ impl Shared {
         Shared {
             engine,
             published: ArcSwap::from_pointee(published),
+            past_counts: PastCounts::default(),
             finished_revision: AtomicI64::new(NEVER_COMPACTED),
         }
     }

@@ -403,6 +403,47 @@ fn a_hundred_thousand_keys_are_deleted_in_one_revision() {
     assert_eq!(page.revisions[0].events.len(), KEYS);
 }
 
+/// What is known of one past revision helps with the next page and with other
+/// revisions, whichever keys come and go meanwhile.
+#[test]
+fn pages_of_past_revisions_count_what_was_left_then() {
+    const KEYS: i64 = 60;
+    let mut fixture = Fixture::new();
+    for n in 0..KEYS {
+        fixture.put(&format!("k{n:02}"), "v");
+    }
+    let all_put = 1 + KEYS;
+    for round in 0..KEYS / 2 {
+        fixture.delete(&format!("k{:02}", 2 * round), "");
+        fixture.put(&format!("k{:02}+", 2 * round), "v");
+        let page = |first: i64, revision| RangeRequest {
+            key: bytes(&format!("k{first:02}")),
+            range_end: bytes("l"),
+            limit: 5,
+            revision,
+            ..RangeRequest::default()
+        };
+        let count = |first, revision| fixture.store.range(&page(first, revision)).unwrap().count;
+        for first in (0..KEYS).step_by(7) {
+            let since = all_put + 2 * (round / 2);
+            assert_eq!(count(first, all_put), KEYS - first, "{round}");
+            assert_eq!(count(first, since), KEYS - first, "{round}");
+            let is_short_of_one = first <= 2 * (round / 2);
+            assert_eq!(
+                count(first, since + 1),
+                KEYS - first - i64::from(is_short_of_one),
+                "{round}"
+            );
+            let early = all_put - round;
+            assert_eq!(
+                count(first, early),
+                (KEYS - first - round).max(0),
+                "{round}"
+            );
+        }
+    }
+}
+
 #[test]
 fn meta_rows_commit_with_the_changes() {
     use crate::storage::Column;
