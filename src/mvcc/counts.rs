@@ -192,7 +192,7 @@ impl Counts {
 
     /// The counts of another revision, in the same blocks: these, corrected by
     /// the creates and deletes between the two, which `log` reads. `None` when
-    /// the log does not have them all.
+    /// the log does not have them all: a compaction may be dropping its files.
     pub(super) fn as_of<'l>(
         &self,
         revision: i64,
@@ -224,19 +224,21 @@ impl Counts {
             rows.step();
         }
         for (at, delta) in growth.into_iter().filter(|(_, delta)| *delta != 0) {
-            counts.adjust(at, delta);
+            if counts.adjust(at, delta).is_none() {
+                return Ok(None);
+            }
         }
         Ok((seen == newer).then_some(counts))
     }
 
-    /// Returns how many keys the block has now.
-    fn adjust(&mut self, at: Position, delta: i64) -> u32 {
+    /// Returns how many keys the block has then. `None`, and nothing is changed,
+    /// when more keys would go than it has.
+    fn adjust(&mut self, at: Position, delta: i64) -> Option<u32> {
         let group = Arc::make_mut(&mut Arc::make_mut(&mut self.groups)[at.group]);
-        group.total += delta;
         let block_keys = &mut group.block_keys[at.block];
-        *block_keys =
-            u32::try_from(i64::from(*block_keys) + delta).expect("a key that goes was counted");
-        *block_keys
+        *block_keys = u32::try_from(i64::from(*block_keys) + delta).ok()?;
+        group.total += delta;
+        Some(*block_keys)
     }
 }
 
@@ -350,7 +352,8 @@ impl CountIndex {
     /// or not yet; it must at the next [`CountIndex::advance`].
     pub(super) fn adjust(&mut self, key: &[u8], delta: i64) {
         let at = self.counts.position(key);
-        let block_keys = self.counts.adjust(at, delta);
+        let adjusted = self.counts.adjust(at, delta);
+        let block_keys = adjusted.expect("a key that goes was counted");
         if !(MIN_BLOCK_KEYS..=MAX_BLOCK_KEYS).contains(&block_keys) {
             let fence = self.counts.groups[at.group].fences[at.block].clone();
             self.unbalanced.insert(fence);
