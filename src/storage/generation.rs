@@ -23,7 +23,7 @@ const TOTAL_BLOB_FILE_SIZE: &CStr = c"rocksdb.total-blob-file-size";
 pub(crate) struct Generation {
     pub(super) db: DB,
     pub(super) read_options: ReadOptions,
-    /// Waiting for a flush; see [`Generation::drop_after_flush`].
+    /// Waiting for a flush; see [`Generation::drop_files_after_flush`].
     droppable: Mutex<Vec<RowRange>>,
     /// Their files are gone; rows may be left in others.
     dropped: Mutex<Vec<RowRange>>,
