@@ -208,27 +208,20 @@ impl Counts {
         // Summed up before they are applied: backwards, a key that came and went
         // again would leave its block with less than nothing.
         let mut growth = BTreeMap::<Position, i64>::new();
-        let mut rows = log(Bounds::until(keys::log(newer + 1, 0)));
-        rows.seek(&keys::log(older + 1, 0));
-        let mut seen = older;
-        while let Some((key, value)) = rows.row()? {
-            let at = Revision::from_log_key(key)?;
-            if at.main > seen + 1 {
-                return Ok(None);
+        let is_whole = life_changes(older, newer, log, |change| {
+            if change.delta != 0 {
+                *growth.entry(self.position(change.key)).or_default() += sign * change.delta;
             }
-            seen = at.main;
-            let (changed, delta) = life_change(at, value)?;
-            if delta != 0 {
-                *growth.entry(self.position(changed)).or_default() += sign * delta;
-            }
-            rows.step();
+        })?;
+        if !is_whole {
+            return Ok(None);
         }
         for (at, delta) in growth.into_iter().filter(|(_, delta)| *delta != 0) {
             if counts.adjust(at, delta).is_none() {
                 return Ok(None);
             }
         }
-        Ok((seen == newer).then_some(counts))
+        Ok(Some(counts))
     }
 
     /// Returns how many keys the block has then. `None`, and nothing is changed,
@@ -242,12 +235,40 @@ impl Counts {
     }
 }
 
-/// The key of a log row, and by how much the row changed the number of keys.
-fn life_change(revision: Revision, row: &[u8]) -> Result<(&[u8], i64), StorageError> {
-    let row = LogRow::parse(revision, row)?;
-    let fields = record::parse_in(Column::Log, &revision.to_bytes(), row.record)?;
-    let delta = i64::from(row.is_create) - i64::from(row.is_tombstone);
-    Ok((fields.key, delta))
+/// What a row of the log did to a key's life.
+struct LifeChange<'r> {
+    key: &'r [u8],
+    /// By how much the number of keys changed.
+    delta: i64,
+    row_bytes: usize,
+}
+
+/// Visits the changes after revision `older` up to `newer`, in their order.
+/// False when the log does not have them all.
+fn life_changes<'l>(
+    older: i64,
+    newer: i64,
+    log: impl FnOnce(Bounds) -> Rows<'l>,
+    mut visit: impl FnMut(LifeChange<'_>),
+) -> Result<bool, StorageError> {
+    let mut rows = log(Bounds::until(keys::log(newer + 1, 0)));
+    rows.seek(&keys::log(older + 1, 0));
+    let mut seen = older;
+    while let Some((key, value)) = rows.row()? {
+        let at = Revision::from_log_key(key)?;
+        if at.main > seen + 1 {
+            return Ok(false);
+        }
+        seen = at.main;
+        let row = LogRow::parse(at, value)?;
+        visit(LifeChange {
+            key: record::parse_in(Column::Log, key, row.record)?.key,
+            delta: i64::from(row.is_create) - i64::from(row.is_tombstone),
+            row_bytes: key.len() + value.len(),
+        });
+        rows.step();
+    }
+    Ok(seen == newer)
 }
 
 /// The index as the apply thread keeps it.
@@ -322,30 +343,17 @@ impl CountIndex {
 
     /// Applies the log after the index's revision. False when it is not whole.
     fn replay(&mut self, generation: &Generation, revision: i64) -> Result<bool, StorageError> {
-        let mut rows = generation.rows(
-            Column::Log,
-            Bounds::until(keys::log(revision + 1, 0)).bulk(),
-        );
-        rows.seek(&keys::log(self.counts.revision + 1, 0));
-        let mut seen = self.counts.revision;
-        while let Some((key, value)) = rows.row()? {
-            let at = Revision::from_log_key(key)?;
-            if at.main > seen + 1 {
-                return Ok(false);
+        let log = |bounds: Bounds| generation.rows(Column::Log, bounds.bulk());
+        let is_whole = life_changes(self.counts.revision, revision, log, |change| {
+            if change.delta != 0 {
+                self.adjust(change.key, change.delta);
             }
-            seen = at.main;
-            let (changed, delta) = life_change(at, value)?;
-            if delta != 0 {
-                self.adjust(changed, delta);
-            }
-            self.log_bytes_since_save += key.len() + value.len();
-            rows.step();
+            self.log_bytes_since_save += change.row_bytes;
+        })?;
+        if is_whole {
+            self.advance(generation, revision)?;
         }
-        if seen != revision {
-            return Ok(false);
-        }
-        self.advance(generation, revision)?;
-        Ok(true)
+        Ok(is_whole)
     }
 
     /// One key more (1) or less (-1). The engine may show the change already

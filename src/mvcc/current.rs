@@ -142,8 +142,9 @@ impl Source for CurrentSource<'_> {
     }
 
     fn whole_blocks(&mut self, range: &KeyRange<'_>) -> Result<Option<WholeBlocks>, ReadError> {
-        if self.counts.whole_blocks(range).is_none() {
-            return Ok(None);
+        let whole = self.counts.whole_blocks(range);
+        if whole.is_none() || self.counts.revision() == self.revision {
+            return Ok(whole);
         }
         let counts = self
             .counts

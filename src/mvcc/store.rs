@@ -18,8 +18,9 @@ use crate::proto::etcdserverpb::RangeRequest;
 use crate::storage::{Batch, Column, Engine, Generation, StorageError, keys};
 use std::sync::Arc;
 
-/// A handle for reading, cheap to clone and usable from any thread. Reads take
-/// no lock and see whole commits only.
+/// A handle for reading, cheap to clone and usable from any thread. Reads see
+/// whole commits only and wait for no write; those of the past share a lock
+/// among themselves, held for a moment.
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
