@@ -1,12 +1,13 @@
-//! The thread that applies committed entries.
+//! Applies committed entries.
 //!
 //! Owns the machine. It takes everything committed so far, up to a few
 //! megabytes of changes, and makes one write of it; then the changes go to
 //! whoever follows them (watchers, lessor), then the replies to their waiters,
 //! in this order: a client that has its answer finds the change everywhere
 //! (invariants 1 and 2). Readers are answered here as well, once the index they
-//! wait for is applied. When nothing is queued it lets the machine get on with
-//! work that can wait, a slice at a time.
+//! wait for is applied. Between batches the machine gets on with work that can
+//! wait, a slice at a time. In which thread all this happens, and when, is
+//! `apply_queue`'s business.
 //!
 //! The machine decides about changes of the members; the drive loop hears of
 //! them after the commit. The removal of this member is the last thing it
@@ -30,7 +31,7 @@ use tokio::sync::oneshot;
 use super::drive::Event;
 use super::log::entry_bytes;
 use super::peers::peers_of;
-use super::queue::{Receiver, Sender, TryRecvError, TrySendError};
+use super::queue::{Receiver, Sender, TrySendError};
 use super::shared::Shared;
 use super::snapshot::SnapshotInstaller;
 use super::trim::Applied;
@@ -52,14 +53,17 @@ const BYTES_PER_FLUSH: usize = 32 << 20;
 /// batches, so that a compaction ends even if the queue is never empty.
 const BATCHES_PER_BACKGROUND_STEP: u32 = 4;
 
-/// What the drive loop has for this thread.
+/// What raft has for the applier.
+pub(super) type Work = replica::Batch<Waiter, Reader>;
+
+/// What the drive loop has for it.
 pub(super) struct Batch {
-    pub(super) work: replica::Batch<Waiter, Reader>,
+    pub(super) work: Work,
     /// Goes with a state in `work`.
     pub(super) install: Option<Install>,
 }
 
-/// What this thread and the log writer tell each other when a received state
+/// What the applier and the log writer tell each other when a received state
 /// takes the place of the old one.
 pub(super) struct Install {
     /// The log says what is about to happen.
@@ -70,7 +74,7 @@ pub(super) struct Install {
 
 /// This member cannot go on applying.
 #[derive(Debug, Error)]
-enum ApplyFailure {
+pub(super) enum ApplyFailure {
     #[error("storing applied changes: {0}")]
     Storage(#[from] StorageError),
     #[error("entry {index} of the log cannot be read: {source}")]
@@ -92,7 +96,6 @@ enum ApplyFailure {
 pub(super) struct Applier {
     machine: Machine,
     on_effects: Box<dyn FnMut(&Effects) + Send>,
-    batches: Receiver<Batch>,
     drive: Sender<Event>,
     installer: Box<dyn SnapshotInstaller>,
     flusher: Sender<Applied>,
@@ -123,7 +126,6 @@ impl Applier {
     pub(super) fn new(
         machine: Machine,
         on_effects: Box<dyn FnMut(&Effects) + Send>,
-        batches: Receiver<Batch>,
         drive: Sender<Event>,
         installer: Box<dyn SnapshotInstaller>,
         flusher: Sender<Applied>,
@@ -134,7 +136,6 @@ impl Applier {
         Applier {
             machine,
             on_effects,
-            batches,
             drive,
             installer,
             flusher,
@@ -155,49 +156,34 @@ impl Applier {
         }
     }
 
-    /// Runs until the drive loop ends or applying fails. Answers what has been
-    /// applied.
-    pub(super) fn run(mut self) -> Applied {
-        if let Err(failure) = self.apply_all() {
-            self.shared.fail(failure);
-        }
-        self.machine.applied()
+    /// The machine waits for a chance to go on with something.
+    pub(super) fn has_background_work(&self) -> bool {
+        self.has_background_work
     }
 
-    fn apply_all(&mut self) -> Result<(), ApplyFailure> {
-        while let Some(batch) = self.next_batch()? {
-            self.apply_queued(batch)?;
-        }
-        Ok(())
+    pub(super) fn machine(&mut self) -> &mut Machine {
+        &mut self.machine
     }
 
-    /// Does what can be done without waiting; a failure closes the latch.
-    pub(super) fn step(&mut self) {
-        let outcome = match self.batches.try_recv() {
-            Ok(batch) => self.apply_queued(batch),
-            Err(_) if self.has_background_work => self.work_in_background(),
-            Err(_) => Ok(()),
-        };
-        if let Err(failure) = outcome {
-            self.shared.fail(failure);
-        }
+    /// Nothing more may be applied here; whoever waits gets no answer.
+    pub(super) fn fail(&mut self, failure: ApplyFailure) {
+        self.shared.fail(failure);
+        self.replies.clear();
+        self.readers.clear();
     }
 
-    pub(super) fn has_work(&self) -> bool {
-        self.has_background_work || !self.batches.is_empty()
-    }
-
-    pub(super) fn machine(&self) -> &Machine {
-        &self.machine
-    }
-
-    /// Applies a batch and what is queued behind it, as one write.
-    fn apply_queued(&mut self, batch: Batch) -> Result<(), ApplyFailure> {
-        let mut has_entries = self.apply_batch(batch)?;
-        while self.machine.staged_bytes() < MAX_STAGED_BYTES
-            && let Ok(batch) = self.batches.try_recv()
-        {
+    /// Applies batches as one write: the first, and others while they are few
+    /// enough.
+    pub(super) fn apply_group(
+        &mut self,
+        batches: impl IntoIterator<Item = Batch>,
+    ) -> Result<(), ApplyFailure> {
+        let mut has_entries = false;
+        for batch in batches {
             has_entries |= self.apply_batch(batch)?;
+            if self.machine.staged_bytes() >= MAX_STAGED_BYTES {
+                break;
+            }
         }
         if !has_entries {
             self.answer_readers();
@@ -212,22 +198,10 @@ impl Applier {
         Ok(())
     }
 
-    fn work_in_background(&mut self) -> Result<(), ApplyFailure> {
+    /// One slice of it.
+    pub(super) fn work_in_background(&mut self) -> Result<(), ApplyFailure> {
         self.has_background_work = self.machine.background_step()?;
         Ok(())
-    }
-
-    /// Waits for entries; meanwhile the machine works in the background.
-    /// `None` when there will be no more.
-    fn next_batch(&mut self) -> Result<Option<Batch>, ApplyFailure> {
-        while self.has_background_work {
-            match self.batches.try_recv() {
-                Ok(batch) => return Ok(Some(batch)),
-                Err(TryRecvError::Disconnected) => return Ok(None),
-                Err(TryRecvError::Empty) => self.work_in_background()?,
-            }
-        }
-        Ok(self.batches.recv().ok())
     }
 
     /// Answers whether there is something to commit.

@@ -5,7 +5,8 @@
 //! it to the transport, the log writer and the apply thread. It touches the
 //! disk only to read old entries for a member that lags behind, so heartbeats
 //! do not wait for a sync. A member that is alone sends none: it syncs its log
-//! right here, which spares two switches of thread a group.
+//! right here, which spares two switches of thread a group, and applies a
+//! command that came alone as well (see `apply_queue`).
 //!
 //! ```text
 //!  proposals ──> drive ──(entries)──> log writer ──(persisted)──> drive
@@ -25,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use raft::eraftpb::Message;
 
-use super::apply::{Batch, Install};
+use super::apply::{Batch, Install, Work};
+use super::apply_queue::ToApply;
 use super::log::Log;
 use super::log_writer::{Saver, Task};
 use super::peers::{Peer, Received, Transport};
@@ -109,7 +111,7 @@ pub(super) struct Parts<L: StoredLog = Arc<Log>> {
     pub(super) replica: Replica<L, Waiter, Reader>,
     pub(super) inbox: Inbox,
     pub(super) log_writer: Sender<Task>,
-    pub(super) apply: Sender<Batch>,
+    pub(super) apply: ToApply,
     pub(super) transport: Box<dyn Transport>,
     pub(super) shared: Arc<Shared>,
     pub(super) tick_interval: Duration,
@@ -289,6 +291,7 @@ impl<L: StoredLog> Drive<L> {
                 self.hand_to_apply(output.apply, install);
                 self.save(save, &saver);
             }
+            (None, Some(_)) if saves_here => self.apply(output.apply),
             (save, _) => {
                 if let Some(save) = save {
                     // The log writer ends only when it has failed, which the
@@ -335,7 +338,19 @@ impl<L: StoredLog> Drive<L> {
         }
     }
 
-    fn hand_to_apply(&self, mut work: replica::Batch<Waiter, Reader>, install: Option<Install>) {
+    /// Here, if it is a lone command and nothing else is to be done.
+    fn apply(&self, work: Work) {
+        let is_lone = matches!(&work.entries[..], [(_, Some(waiter))] if waiter.changes_data_only);
+        let rest = match is_lone && self.parts.shared.proposals.is_empty() {
+            true => self.parts.apply.apply_here(work),
+            false => Err(work),
+        };
+        if let Err(work) = rest {
+            self.hand_to_apply(work, None);
+        }
+    }
+
+    fn hand_to_apply(&self, mut work: Work, install: Option<Install>) {
         if !work.reads.is_empty() {
             // What is applied already need not wake the apply thread.
             let applied = self.parts.shared.applied_index();
@@ -344,9 +359,7 @@ impl<L: StoredLog> Drive<L> {
             }
         }
         if !work.is_empty() {
-            // The apply thread ends only when it has failed, which the loop
-            // sees.
-            let _ = self.parts.apply.send(Batch { work, install });
+            self.parts.apply.send(Batch { work, install });
         }
     }
 

@@ -8,9 +8,9 @@
 //!
 //! | thread | file | does |
 //! |---|---|---|
-//! | `stele-drive` | `drive` | raft and its clock; never touches the disk |
+//! | `stele-drive` | `drive` | raft and its clock; of a member that is alone also the log |
 //! | `stele-log` | `log_writer` | one synced append for all that is queued |
-//! | `stele-apply` | `apply` | the machine; one write for all that is committed |
+//! | `stele-apply` | `apply_queue`, `apply` | the machine; one write for all that is committed |
 //! | `stele-trim` | `trim` | flushes the store, then shortens the log |
 //!
 //! What a member does with what happens to it is decided in `replica`, which
@@ -29,6 +29,7 @@
 //! `pause` hold it.
 
 mod apply;
+mod apply_queue;
 mod drive;
 mod log;
 mod log_writer;
@@ -62,6 +63,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::machine::{CommandError, Conf, Effects, Machine, Reply};
 use crate::storage::{Engine, StorageError};
 use apply::Applier;
+use apply_queue::{ApplyLoop, apply_queue};
 use drive::{Drive, Event, Inbox, Parts};
 use log::{Append, Log, OpenedLog};
 use log_writer::{LogWriter, Saver, Task};
@@ -85,10 +87,6 @@ pub use transport::{
 /// Readies waiting for the log writer; each is at least one client's command,
 /// and the whole queue becomes one write.
 const LOG_QUEUE: usize = 256;
-
-/// Batches waiting for the apply thread; how much they may hold together is
-/// bounded by the proposer's permits and, after a start, by the log's length.
-const APPLY_QUEUE: usize = 256;
 
 /// Committed entries that one `Ready` brings, in bytes: what a restart reads
 /// from the log at a time.
@@ -257,6 +255,8 @@ type Outcome = Result<Reply, ProposeError>;
 /// Who waits for a proposal, and the room it takes until it is answered.
 struct Waiter {
     reply: oneshot::Sender<Outcome>,
+    /// Of the command: see [`changes_data_only`](crate::machine::command::Command::changes_data_only).
+    changes_data_only: bool,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -307,8 +307,8 @@ type Thread<T> = JoinHandle<Option<T>>;
 /// Returns before the entries of the last run are applied again; proposals and
 /// read barriers wait for that.
 ///
-/// `on_effects` is called by the apply thread after each commit and before the
-/// replies; it must not block.
+/// `on_effects` is called after each commit and before the replies, by the
+/// thread that has applied; it must not block.
 pub fn start(
     settings: Settings,
     machine: Machine,
@@ -327,7 +327,7 @@ pub fn start(
     let Assembled {
         consensus,
         drive,
-        applier,
+        apply_loop,
         drive_inbox,
         tasks,
         flushes,
@@ -374,7 +374,7 @@ pub fn start(
     };
     // A thread that cannot start drops its end of the queues, so that the
     // ones before it end when `threads` is dropped.
-    threads.apply = Some(spawn("stele-apply", &shared, || applier.run())?);
+    threads.apply = Some(spawn("stele-apply", &shared, || apply_loop.run())?);
     threads.trim = Some(spawn("stele-trim", &shared, || trimmer.run())?);
     threads.log_writer = Some(spawn("stele-log", &shared, || log_writer.run())?);
     threads.drive = Some(spawn("stele-drive", &shared, || drive.run())?);
@@ -392,7 +392,7 @@ struct Run {
 struct Assembled<L: StoredLog> {
     consensus: Consensus,
     drive: Drive<L>,
-    applier: Applier,
+    apply_loop: ApplyLoop,
     drive_inbox: Sender<Event>,
     tasks: Receiver<Task>,
     flushes: Receiver<Applied>,
@@ -446,14 +446,24 @@ fn assemble<L: OpenedLog>(
         receiver: events,
     } = events;
     let (log_tasks, tasks) = bounded(LOG_QUEUE);
-    let (to_apply, batches) = bounded(APPLY_QUEUE);
     let (flusher, flushes) = bounded(1);
+    let mut transport = links.transport;
+    transport.set_peers(&peers_of(&machine.published(), member_id));
+    let applier = Applier::new(
+        machine,
+        on_effects,
+        drive_inbox.clone(),
+        links.installer,
+        flusher,
+        shared.clone(),
+        settings.slow_apply,
+        settings.entries_per_flush,
+    );
+    let (to_apply, apply_loop) = apply_queue(applier);
     let inbox = Inbox {
         events,
         shared: shared.clone(),
     };
-    let mut transport = links.transport;
-    transport.set_peers(&peers_of(&machine.published(), member_id));
     let drive = Drive::new(Parts {
         replica,
         inbox,
@@ -464,22 +474,11 @@ fn assemble<L: OpenedLog>(
         tick_interval: settings.tick(),
         election_timeout: settings.election_timeout,
     });
-    let applier = Applier::new(
-        machine,
-        on_effects,
-        batches,
-        drive_inbox.clone(),
-        links.installer,
-        flusher,
-        shared.clone(),
-        settings.slow_apply,
-        settings.entries_per_flush,
-    );
     let consensus = Consensus::new(settings, run.first_id, drive_inbox.clone(), shared.clone());
     Ok(Assembled {
         consensus,
         drive,
-        applier,
+        apply_loop,
         drive_inbox,
         tasks,
         flushes,

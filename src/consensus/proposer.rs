@@ -166,10 +166,12 @@ impl Consensus {
             },
             None => Payload::Command(data),
         };
+        let changes_data_only = command.changes_data_only();
         drop(command);
         let (reply, outcome) = oneshot::channel();
         let waiter = Waiter {
             reply,
+            changes_data_only,
             _permit: permit,
         };
         let proposal = Proposal {

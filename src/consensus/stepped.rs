@@ -7,13 +7,14 @@
 
 use raft::eraftpb::Message;
 
-use super::apply::Applier;
+use super::apply_queue::ApplyLoop;
 use super::drive::{Drive, Event};
 use super::log_writer::Task;
 use super::queue::{Receiver, Sender, bounded};
 use super::replica::Save;
 use super::{Assembled, Consensus, Events, Links, Run, Settings, Shared, StartError, assemble};
 use crate::machine::{Effects, Machine};
+use std::ops::Deref;
 use std::sync::Arc;
 
 pub use super::log::OpenedLog;
@@ -40,7 +41,7 @@ pub struct Start<L> {
 /// See the [module](self).
 pub struct Stepped<L: OpenedLog> {
     drive: Drive<L>,
-    applier: Applier,
+    apply_loop: ApplyLoop,
     drive_inbox: Sender<Event>,
     tasks: Receiver<Task>,
     flushes: Receiver<(u64, u64)>,
@@ -93,7 +94,7 @@ impl<L: OpenedLog> Stepped<L> {
         let Assembled {
             consensus,
             mut drive,
-            applier,
+            apply_loop,
             drive_inbox,
             tasks,
             flushes,
@@ -111,7 +112,7 @@ impl<L: OpenedLog> Stepped<L> {
         drive.begin();
         let stepped = Stepped {
             drive,
-            applier,
+            apply_loop,
             drive_inbox,
             tasks,
             flushes,
@@ -159,12 +160,12 @@ impl<L: OpenedLog> Stepped<L> {
     }
 
     pub fn has_apply_work(&self) -> bool {
-        self.applier.has_work()
+        self.apply_loop.has_work()
     }
 
     /// Applies what is queued.
     pub fn apply(&mut self) {
-        self.applier.step();
+        self.apply_loop.step();
     }
 
     /// What was applied when a flush of the state was asked for.
@@ -181,8 +182,9 @@ impl<L: OpenedLog> Stepped<L> {
         });
     }
 
-    pub fn machine(&self) -> &Machine {
-        self.applier.machine()
+    /// Let go of it before the next step.
+    pub fn machine(&self) -> impl Deref<Target = Machine> + '_ {
+        self.apply_loop.machine()
     }
 
     /// This member is no longer one of the group.

@@ -37,6 +37,8 @@ struct Member {
 
 /// What one commit has told its followers.
 struct Seen {
+    thread: String,
+    revision: i64,
     events: usize,
     leases: Vec<LeaseChange>,
 }
@@ -93,6 +95,8 @@ fn try_open(settings: Settings) -> Result<Member, StartError> {
     let seen = effects.clone();
     let on_effects = move |effects: &Effects| {
         seen.lock().unwrap().push(Seen {
+            thread: std::thread::current().name().unwrap().to_owned(),
+            revision: effects.revision,
             events: effects.events.len(),
             leases: effects.leases.clone(),
         });
@@ -343,6 +347,42 @@ async fn replies_are_typed_and_refusals_change_nothing() {
         ttl_seconds: 60,
     };
     assert_eq!(changes, [granted, LeaseChange::Revoked { id: 7 }]);
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_lone_clients_data_is_applied_by_the_drive_loop() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = open(dir.path());
+    let consensus = &member.consensus;
+    // The first entry leaves work in the background.
+    put_many(consensus, "first/", 10, 1).await;
+    let from = member.effects.lock().unwrap().len();
+    put_many(consensus, "k/", 10, 1).await;
+    consensus.propose(Publish::default()).await.unwrap();
+    let compaction = CompactionRequest {
+        revision: 5,
+        physical: false,
+    };
+    consensus.propose(compaction).await.unwrap();
+    let threads: Vec<String> = {
+        let effects = member.effects.lock().unwrap();
+        let seen = effects[from..].iter();
+        seen.map(|seen| seen.thread.clone()).collect()
+    };
+    let mut expected = vec!["stele-drive"; 10];
+    expected.extend(["stele-apply"; 2]);
+    assert_eq!(threads, expected);
+
+    // Together they keep the order.
+    put_many(consensus, "many/", 500, 2).await;
+    let revisions: Vec<i64> = {
+        let effects = member.effects.lock().unwrap();
+        effects.iter().map(|seen| seen.revision).collect()
+    };
+    assert!(revisions.is_sorted());
+    assert_eq!(revisions.last(), Some(&member.store.revision()));
+    assert_eq!(member.count("many/"), 500);
     member.stop().await;
 }
 

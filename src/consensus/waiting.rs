@@ -51,6 +51,10 @@ impl<T> Waiting<T> {
         Ok(!state.is_patient && state.items.len() == 1)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.state.lock().items.is_empty()
+    }
+
     /// All that wait; none if the caller `must_wait` for a sync. Until the next
     /// call nobody wakes it then.
     pub(super) fn take(&self, must_wait: bool) -> Vec<T> {

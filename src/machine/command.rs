@@ -111,6 +111,24 @@ impl From<GrantError> for super::ApplyError {
     }
 }
 
+impl Command {
+    /// Whether it has to do with nothing but keys and leases, and is over when
+    /// it has been applied: no member changes, and nothing is left to be done in
+    /// the background.
+    pub fn changes_data_only(&self) -> bool {
+        matches!(
+            self.body,
+            Some(
+                Body::Put(_)
+                    | Body::DeleteRange(_)
+                    | Body::Txn(_)
+                    | Body::LeaseGrant(_)
+                    | Body::LeaseRevoke(_)
+            )
+        )
+    }
+}
+
 /// A request that can be proposed, and the type of its answer.
 pub trait Request: Into<Body> + Send {
     type Reply: Send;
