@@ -43,9 +43,6 @@ const SPLICED: [(&str, &str); 4] = [
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=proto");
-    // RocksDB brings half a gigabyte of line tables into every binary; the
-    // names of functions, which backtraces and profiles need, stay.
-    println!("cargo::rustc-link-arg=-Wl,--strip-debug");
 
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
     let public = compile(&PUBLIC)?;
