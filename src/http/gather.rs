@@ -9,7 +9,9 @@
 //! answers.
 //!
 //! Nothing is ever kept without the connection being scheduled: whoever polls
-//! it calls [`Shared::settle`] after each poll.
+//! it calls [`Shared::settle`] after each poll. The stream below may keep bytes
+//! too (TLS does, when the socket is full), and lets go of them only in another
+//! write or in a flush: so every write is followed by flushes until one is done.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -35,6 +37,8 @@ pub(super) struct Gathered<S> {
     kept: Vec<u8>,
     /// Bytes of `kept` that are written already.
     written: usize,
+    /// The stream was written to and has not been flushed since.
+    needs_flush: bool,
     wait: Wait,
 }
 
@@ -55,6 +59,7 @@ impl<S> Gathered<S> {
             stream,
             kept: Vec::new(),
             written: 0,
+            needs_flush: false,
             wait: Wait::Due,
         }
     }
@@ -62,10 +67,11 @@ impl<S> Gathered<S> {
 
 impl<S: AsyncWrite + Unpin> Gathered<S> {
     /// Writes what is kept, or has the task of `cx` come back for it if it
-    /// `may_wait`.
+    /// `may_wait`. Where the socket is full, it wakes the task when there is room,
+    /// and the next call goes on.
     fn settle(&mut self, may_wait: bool, cx: &mut Context<'_>) -> io::Result<()> {
         if self.kept.is_empty() {
-            return Ok(());
+            return done_or_later(self.flush(cx));
         }
         self.wait = match self.wait {
             Wait::Due if !may_wait => Wait::Due,
@@ -84,15 +90,21 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
             Wait::Futile { writes: 1 } => Wait::Due,
             Wait::Futile { writes } => Wait::Futile { writes: writes - 1 },
         };
-        match self.write_kept(cx) {
-            Poll::Ready(result) => result,
-            // The socket wakes the task.
-            Poll::Pending => Ok(()),
+        done_or_later(self.write_kept(cx))
+    }
+
+    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.needs_flush {
+            return Poll::Ready(Ok(()));
         }
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        self.needs_flush = polled.is_pending();
+        polled
     }
 
     fn write_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.kept.len() {
+            self.needs_flush = true;
             let rest = &self.kept[self.written..];
             match Pin::new(&mut self.stream).poll_write(cx, rest) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -103,11 +115,12 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         }
         self.kept.clear();
         self.written = 0;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.flush(cx)
     }
 
     /// Writes what is kept and `bytes` after it; answers how many of `bytes`.
     fn write_with_kept(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.needs_flush = true;
         loop {
             let kept = self.kept.len() - self.written;
             let polled = if kept == 0 {
@@ -133,6 +146,14 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
                 return Poll::Ready(Ok(count - kept));
             }
         }
+    }
+}
+
+/// What has to wait is no failure.
+fn done_or_later(polled: Poll<io::Result<()>>) -> io::Result<()> {
+    match polled {
+        Poll::Ready(result) => result,
+        Poll::Pending => Ok(()),
     }
 }
 
@@ -328,6 +349,63 @@ mod tests {
         let mut expected = b"small".to_vec();
         expected.extend([7; LARGE_BYTES]);
         assert_eq!(pipe.come_out(), expected);
+    }
+
+    /// Takes all at once and passes it on only in a flush, as TLS does with what
+    /// its socket has no room for.
+    struct Holding {
+        stream: tokio::io::DuplexStream,
+        held: Vec<u8>,
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.held.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let this = self.get_mut();
+            while !this.held.is_empty() {
+                match Pin::new(&mut this.stream).poll_write(cx, &this.held) {
+                    Poll::Ready(Ok(count)) => drop(this.held.drain(..count)),
+                    other => return other.map_ok(drop),
+                }
+            }
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            unreachable!("nobody shuts down")
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_stream_holds_back_is_flushed_until_it_is_gone() {
+        for size in [100, 2 * LARGE_BYTES] {
+            let (stream, mut other_end) = tokio::io::duplex(64);
+            let held = Vec::new();
+            let mut gathered = Gathered::new(Holding { stream, held });
+            let piece = vec![7; size];
+            tokio::io::AsyncWriteExt::write_all(&mut gathered, &piece)
+                .await
+                .unwrap();
+            let settling = std::future::poll_fn(|cx| {
+                gathered.settle(true, cx).unwrap();
+                Poll::<()>::Pending
+            });
+            let mut read = vec![0; size];
+            tokio::select! {
+                () = settling => unreachable!("it never ends"),
+                result = other_end.read_exact(&mut read) => drop(result.unwrap()),
+                () = tokio::time::sleep(std::time::Duration::from_secs(10)) => {}
+            }
+            assert!(read == piece, "{size} bytes");
+        }
     }
 
     #[tokio::test]

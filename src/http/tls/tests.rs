@@ -6,6 +6,7 @@ use axum::Router;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::ClientConfig;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -218,4 +219,40 @@ fn cipher_suites_have_the_names_of_go() {
         .cipher_suites
         .push("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256".to_owned());
     settings.check().unwrap();
+}
+
+/// The end of an answer lies in the TLS library while the socket is full, and
+/// nothing is written after it that would push it out.
+#[tokio::test]
+async fn a_slow_reader_gets_the_end_of_an_answer() {
+    const BODY_BYTES: usize = 8 << 20;
+    let authority = Authority::new();
+    authority.renew_server();
+    let url = "https://127.0.0.1:0".parse().unwrap();
+    let listener = Listener::bind(&url, &SocketOptions::default()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = Router::new().fallback(|| async { vec![b'x'; BODY_BYTES] });
+    tokio::spawn(listener::serve(
+        vec![listener],
+        Services::One(router),
+        Some(authority.settings(None)),
+        connection_settings(),
+        CancellationToken::new(),
+    ));
+    let client = authority.client(None);
+    for _ in 0..3 {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut stream = client.connect(name, stream).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        // Until the server's socket is full.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut answer = vec![0; BODY_BYTES];
+        let reading = stream.read_exact(&mut answer);
+        tokio::time::timeout(Duration::from_secs(20), reading)
+            .await
+            .expect("all of it comes")
+            .unwrap();
+    }
 }
