@@ -437,10 +437,7 @@ impl Ports {
 }
 
 fn bind(config: &Config, urls: &[Url]) -> Result<Vec<Listener>, BindError> {
-    let sockets = &config.listen.sockets;
-    urls.iter()
-        .map(|url| Listener::bind(url, sockets))
-        .collect()
+    Listener::bind_all(urls, &config.listen.sockets)
 }
 
 /// Reads all certificates once, so that a start fails on a bad one.

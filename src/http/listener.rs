@@ -3,7 +3,7 @@
 //! One client port carries gRPC and plain HTTP, with or without TLS: a
 //! connection is HTTP/1 or HTTP/2 by its first bytes, a request is gRPC by its
 //! content type. What the two sides answer is given as two services; this file
-//! knows neither.
+//! knows neither. One connection is the business of `connection`.
 //!
 //! Stopping is designed: [`serve`] stops accepting, lets running calls end,
 //! tells clients to go elsewhere (GOAWAY), and closes what is still open after
@@ -11,11 +11,11 @@
 //! is what ends them.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -27,28 +27,22 @@ use bytes::Bytes;
 use http::{Request, Response, header};
 use http_body_util::Either;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
-use super::gather::{Gathered, Shared};
-use super::pings::Guarded;
+use super::connection::{BoxError, Protocol};
+use super::slices::Sliced;
 use super::{Url, tls};
 
 /// How long running calls may take to end once the server stops. Writes end
 /// within their own time-out of a few seconds or are lost causes.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long a client may take to send the headers of an HTTP/1 request, as
-/// etcd has it.
-const HEADER_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// How long a TLS handshake may take. A live client needs milliseconds.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -61,11 +55,6 @@ const BACKLOG: u32 = 4096;
 
 /// File descriptors that connections leave for everything else (etcd's number).
 const RESERVED_DESCRIPTORS: u64 = 150;
-
-/// Streams that clients have opened and reset again before they were looked
-/// at, per connection. The library's 20 is meant for browsers; a gRPC client
-/// that cancels a burst of calls is no attacker.
-const MAX_PENDING_RESETS: usize = 1000;
 
 /// Calls that a member may have under way at another one: its raft messages,
 /// and what its clients have asked for that only the leader knows. More wait
@@ -114,8 +103,6 @@ pub enum Services<G> {
     One(G),
 }
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
 /// One side: the service of gRPC, or a router.
 pub trait Side:
     tower::Service<
@@ -128,7 +115,7 @@ pub trait Side:
     + Sync
     + 'static
 {
-    type Body: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+    type Body: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static;
 }
 
 impl<S, B> Side for S
@@ -142,7 +129,7 @@ where
         + Send
         + Sync
         + 'static,
-    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
     type Body = B;
 }
@@ -157,7 +144,8 @@ pub struct BindError {
 /// A socket that accepts connections, but whose connections nobody serves yet.
 #[derive(Debug)]
 pub struct Listener {
-    url: Url,
+    /// One, or several that differ in nothing but whether they speak TLS.
+    urls: Vec<Url>,
     socket: Socket,
 }
 
@@ -192,7 +180,7 @@ impl Listener {
         };
         match socket {
             Ok(socket) => Ok(Listener {
-                url: url.clone(),
+                urls: vec![url.clone()],
                 socket,
             }),
             Err(source) => Err(BindError {
@@ -202,8 +190,25 @@ impl Listener {
         }
     }
 
-    pub fn url(&self) -> &Url {
-        &self.url
+    /// Opens the sockets of `urls`. Those for one host and port, with and without
+    /// TLS, share a socket; a connection's first byte tells which it wants.
+    pub fn bind_all(urls: &[Url], options: &SocketOptions) -> Result<Vec<Listener>, BindError> {
+        let mut listeners: Vec<Listener> = Vec::new();
+        for url in urls {
+            let address = url.host_and_port();
+            let shares = |listener: &&mut Listener| {
+                address.is_some() && listener.urls[0].host_and_port() == address
+            };
+            match listeners.iter_mut().find(shares) {
+                Some(listener) => listener.urls.push(url.clone()),
+                None => listeners.push(Listener::bind(url, options)?),
+            }
+        }
+        Ok(listeners)
+    }
+
+    pub fn urls(&self) -> &[Url] {
+        &self.urls
     }
 
     /// The address with the port the kernel has chosen, if port 0 was asked
@@ -270,19 +275,19 @@ pub async fn serve<G: Side>(
     let tls = tls.map(Arc::new);
     let mut loops = JoinSet::new();
     for listener in listeners {
-        let tls = tls.clone().filter(|_| listener.url.scheme().is_tls());
-        assert_eq!(
-            tls.is_some(),
-            listener.url.scheme().is_tls(),
-            "{} has its TLS",
-            listener.url
-        );
+        let (secured, plain): (Vec<_>, _) =
+            listener.urls.iter().partition(|url| url.scheme().is_tls());
+        let security = match (secured.is_empty(), &tls) {
+            (true, _) => Security::Plain,
+            (false, Some(tls)) if plain.is_empty() => Security::Tls(Arc::clone(tls)),
+            (false, Some(tls)) => Security::Either(Arc::clone(tls)),
+            (false, None) => unreachable!("{} has its TLS", secured[0]),
+        };
         let port = Arc::new(Port {
-            url: listener.url,
+            url: listener.urls[0].clone(),
             services: services.clone(),
-            tls,
-            builder: builder(&settings),
-            min_ping_interval: settings.min_ping_interval,
+            security,
+            protocol: Protocol::new(&settings),
             shutdown: shutdown.clone(),
         });
         loops.spawn(port.accept_all(listener.socket));
@@ -294,31 +299,47 @@ pub async fn serve<G: Side>(
     }
 }
 
-fn builder(settings: &Settings) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_LIMIT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(settings.max_concurrent_streams)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .keep_alive_interval(settings.ping_interval)
-        .keep_alive_timeout(settings.ping_timeout);
-    builder
-}
-
 /// What the connections of one listener share.
 struct Port<G> {
     url: Url,
     services: Services<G>,
-    tls: Option<Arc<tls::Settings>>,
-    builder: auto::Builder<TokioExecutor>,
-    min_ping_interval: Duration,
+    security: Security,
+    protocol: Protocol,
     shutdown: CancellationToken,
 }
+
+/// What a listener speaks below HTTP.
+enum Security {
+    Plain,
+    Tls(Arc<tls::Settings>),
+    /// What the connection's first byte says.
+    Either(Arc<tls::Settings>),
+}
+
+impl Security {
+    /// For sockets on which it does not depend on the connection.
+    fn only(&self) -> Option<&Arc<tls::Settings>> {
+        match self {
+            Security::Plain => None,
+            Security::Tls(tls) | Security::Either(tls) => Some(tls),
+        }
+    }
+
+    /// For one connection. Waits for its first byte if that settles it; a client
+    /// that goes before is left to the HTTP side, which notices.
+    async fn of(&self, stream: &TcpStream) -> Option<&Arc<tls::Settings>> {
+        let Security::Either(tls) = self else {
+            return self.only();
+        };
+        let mut byte = [0];
+        let is_tls = matches!(stream.peek(&mut byte).await, Ok(1)) && byte[0] == TLS_HANDSHAKE;
+        is_tls.then_some(tls)
+    }
+}
+
+/// What every TLS connection begins with: the type of a handshake record (RFC
+/// 8446, section 5.1). No HTTP does.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 impl<G: Side> Port<G> {
     /// Accepts until the server stops, then waits for the connections to end.
@@ -347,86 +368,61 @@ impl<G: Side> Port<G> {
             .acquire_owned()
             .await
             .map_err(io::Error::other)?;
+        let port = Arc::clone(self);
         match socket {
             Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 tune(&stream);
-                self.spawn(stream, peer.to_string(), slot);
+                tokio::spawn(async move {
+                    let _slot = slot;
+                    let tls = tokio::select! {
+                        tls = port.security.of(&stream) => tls,
+                        () = port.shutdown.cancelled() => return,
+                    };
+                    port.greet(stream, &peer.to_string(), tls).await;
+                });
             }
             Socket::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
-                self.spawn(stream, "unix".to_owned(), slot);
+                tokio::spawn(async move {
+                    let _slot = slot;
+                    port.greet(stream, "unix", port.security.only()).await;
+                });
             }
         }
         Ok(())
     }
 
-    fn spawn<S>(self: &Arc<Self>, stream: S, peer: String, slot: OwnedSemaphorePermit)
+    /// Takes a connection through its handshake, if there is to be one.
+    async fn greet<S>(&self, stream: S, peer: &str, tls: Option<&Arc<tls::Settings>>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let port = Arc::clone(self);
-        tokio::spawn(async move {
-            let _slot = slot;
-            let Some(tls) = &port.tls else {
-                return port.serve(stream, &peer, false).await;
-            };
-            let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, Arc::clone(tls).accept(stream));
-            let result = tokio::select! {
-                result = handshake => result,
-                () = port.shutdown.cancelled() => return,
-            };
-            match result {
-                Ok(Ok(stream)) => port.serve(stream, &peer, true).await,
-                Ok(Err(error)) => warn!(url = %port.url, peer, %error, "rejected a connection"),
-                Err(_) => warn!(url = %port.url, peer, "rejected a connection: no TLS handshake"),
-            }
-        });
+        let Some(tls) = tls else {
+            return self.serve(stream, peer, false).await;
+        };
+        let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, Arc::clone(tls).accept(stream));
+        let result = tokio::select! {
+            result = handshake => result,
+            () = self.shutdown.cancelled() => return,
+        };
+        match result {
+            Ok(Ok(stream)) => self.serve(stream, peer, true).await,
+            Ok(Err(error)) => warn!(url = %self.url, peer, %error, "rejected a connection"),
+            Err(_) => warn!(url = %self.url, peer, "rejected a connection: no TLS handshake"),
+        }
     }
 
-    /// Serves one connection to its end.
     async fn serve<S>(&self, stream: S, peer: &str, is_tls: bool)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let io = Shared::new(Guarded::new(Gathered::new(stream), self.min_ping_interval));
-        let settling = io.share();
         let dispatch = Dispatch {
             services: self.services.clone(),
             is_tls: IsTls(is_tls),
         };
-        let connection = self.builder.serve_connection(TokioIo::new(io), dispatch);
-        let mut connection = pin!(connection);
-        let result = tokio::select! {
-            result = poll_fn(|cx| poll_and_settle(connection.as_mut(), &settling, cx)) => result,
-            () = self.shutdown.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                let drained = poll_fn(|cx| poll_and_settle(connection.as_mut(), &settling, cx));
-                match tokio::time::timeout(DRAIN_LIMIT, drained).await {
-                    Ok(result) => result,
-                    Err(_) => {
-                        info!(peer, "closed a connection that had calls running");
-                        return;
-                    }
-                }
-            }
-        };
-        if let Err(error) = result {
-            debug!(peer, error, "a connection broke");
-        }
-    }
-}
-
-/// Polls a connection, and then sees to what it has written to `stream`.
-fn poll_and_settle<S: AsyncWrite + Unpin>(
-    connection: Pin<&mut impl Future<Output = Result<(), BoxError>>>,
-    stream: &Shared<Guarded<Gathered<S>>>,
-    cx: &mut Context<'_>,
-) -> Poll<Result<(), BoxError>> {
-    let polled = connection.poll(cx);
-    match stream.settle(Guarded::stream, polled.is_pending(), cx) {
-        Err(error) if polled.is_pending() => Poll::Ready(Err(error.into())),
-        _ => polled,
+        let serving = self.protocol.serve(stream, peer, dispatch, &self.shutdown);
+        serving.await;
     }
 }
 
@@ -461,7 +457,7 @@ struct Dispatch<G> {
 }
 
 impl<G: Side> hyper::service::Service<Request<Incoming>> for Dispatch<G> {
-    type Response = Response<Either<G::Body, Body>>;
+    type Response = Response<Sliced<Either<G::Body, Body>>>;
     type Error = Infallible;
     type Future = Answer<G::Future>;
 
@@ -493,16 +489,16 @@ impl<F, B> Future for Answer<F>
 where
     F: Future<Output = Result<Response<B>, Infallible>> + Unpin,
 {
-    type Output = Result<Response<Either<B, Body>>, Infallible>;
+    type Output = Result<Response<Sliced<Either<B, Body>>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
             Answer::Grpc(answer) => Pin::new(answer)
                 .poll(cx)
-                .map_ok(|response| response.map(Either::Left)),
+                .map_ok(|response| response.map(|body| Sliced::new(Either::Left(body)))),
             Answer::Http(answer) => Pin::new(answer)
                 .poll(cx)
-                .map_ok(|response| response.map(Either::Right)),
+                .map_ok(|response| response.map(|body| Sliced::new(Either::Right(body)))),
         }
     }
 }

@@ -11,11 +11,15 @@
 //! `/v3/` comes later; its paths say so instead of answering 404.
 
 mod access;
+mod authority;
+mod connection;
 pub mod dial;
+mod frames;
 mod gather;
 mod health;
 pub mod listener;
 mod pings;
+mod slices;
 pub mod tls;
 mod url;
 

@@ -19,19 +19,11 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What a client sends first on HTTP/2.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+use super::frames::{
+    ACK, DATA, END_STREAM, FRAME_HEADER_LEN, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
+};
 
-const FRAME_HEADER_LEN: usize = 9;
-
-/// Kinds and flags of frames (RFC 9113, section 6).
-const DATA: u8 = 0x0;
-const HEADERS: u8 = 0x1;
-const RST_STREAM: u8 = 0x3;
-const PING: u8 = 0x6;
-const GOAWAY: u8 = 0x7;
-const ACK: u8 = 0x1;
-const END_STREAM: u8 = 0x1;
+/// The reason that GOAWAY gives.
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 /// Strikes that are forgiven.
@@ -167,21 +159,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 }
 
 fn goaway(last_stream: u32, reason: &[u8]) -> Vec<u8> {
-    let len = 8 + reason.len() as u32;
-    let mut frame = len.to_be_bytes()[1..].to_vec();
-    frame.extend_from_slice(&[GOAWAY, 0]);
-    frame.extend_from_slice(&0_u32.to_be_bytes());
-    frame.extend_from_slice(&last_stream.to_be_bytes());
-    frame.extend_from_slice(&ENHANCE_YOUR_CALM.to_be_bytes());
-    frame.extend_from_slice(reason);
-    frame
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Frame {
-    kind: u8,
-    flags: u8,
-    stream: u32,
+    let frame = Frame {
+        kind: GOAWAY,
+        flags: 0,
+        stream: 0,
+        payload_len: 8 + reason.len(),
+    };
+    let mut bytes = frame.header().to_vec();
+    bytes.extend_from_slice(&last_stream.to_be_bytes());
+    bytes.extend_from_slice(&ENHANCE_YOUR_CALM.to_be_bytes());
+    bytes.extend_from_slice(reason);
+    bytes
 }
 
 /// Finds the headers of frames in bytes that come in pieces.
@@ -206,15 +194,10 @@ impl Frames {
             bytes = &bytes[len..];
 
             if self.header_len == FRAME_HEADER_LEN {
-                let [a, b, c, kind, flags, stream @ ..] = self.header;
-                self.payload = u32::from_be_bytes([0, a, b, c]) as usize;
+                let frame = Frame::read(self.header);
+                self.payload = frame.payload_len;
                 self.header_len = 0;
-                let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
-                visit(Frame {
-                    kind,
-                    flags,
-                    stream,
-                });
+                visit(frame);
             }
         }
     }
@@ -258,7 +241,7 @@ impl Pings {
             RST_STREAM => {
                 self.open_streams.remove(&frame.stream);
             }
-            PING if frame.flags & ACK == 0 => return self.note_ping(Instant::now()),
+            PING if !frame.has(ACK) => return self.note_ping(Instant::now()),
             _ => {}
         }
         false
@@ -285,7 +268,7 @@ impl Pings {
         match frame.kind {
             HEADERS | DATA => {
                 self.is_excused = true;
-                if frame.flags & END_STREAM != 0 {
+                if frame.has(END_STREAM) {
                     self.open_streams.remove(&frame.stream);
                 }
             }
@@ -301,16 +284,18 @@ impl Pings {
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+    use super::super::frames::frame;
     use super::*;
 
     const MIN: Duration = Duration::from_secs(5);
 
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-        bytes.extend_from_slice(&[kind, flags]);
-        bytes.extend_from_slice(&stream.to_be_bytes());
-        bytes.extend_from_slice(payload);
-        bytes
+    fn bare(kind: u8, flags: u8) -> Frame {
+        Frame {
+            kind,
+            flags,
+            stream: 1,
+            payload_len: 0,
+        }
     }
 
     #[test]
@@ -349,19 +334,11 @@ mod tests {
     fn what_the_server_sends_wipes_strikes() {
         let start = Instant::now();
         let mut pings = Pings::new(MIN);
-        pings.note_received(Frame {
-            kind: HEADERS,
-            flags: 0,
-            stream: 1,
-        });
+        pings.note_received(bare(HEADERS, 0));
         for _ in 0..10 {
             assert!(!pings.note_ping(start));
             assert!(!pings.note_ping(start));
-            pings.note_sent(Frame {
-                kind: DATA,
-                flags: 0,
-                stream: 1,
-            });
+            pings.note_sent(bare(DATA, 0));
         }
     }
 
@@ -370,16 +347,8 @@ mod tests {
         let start = Instant::now();
         let at = |minutes: u64| start + Duration::from_secs(minutes * 60);
         let mut pings = Pings::new(MIN);
-        pings.note_received(Frame {
-            kind: HEADERS,
-            flags: 0,
-            stream: 1,
-        });
-        pings.note_sent(Frame {
-            kind: HEADERS,
-            flags: END_STREAM,
-            stream: 1,
-        });
+        pings.note_received(bare(HEADERS, 0));
+        pings.note_sent(bare(HEADERS, END_STREAM));
         assert!(!pings.note_ping(at(0)), "excused by the answer");
         assert!(!pings.note_ping(at(10)));
         assert!(!pings.note_ping(at(20)));

@@ -59,7 +59,7 @@ impl Clients {
             self.unfit.cancel();
             return;
         }
-        let serving = self.client.iter().map(Listener::url);
+        let serving = self.client.iter().flat_map(Listener::urls);
         let serving: Vec<&str> = serving.map(Url::as_str).collect();
         info!(urls = serving.join(","), "ready to serve client requests");
         ready.send_replace(true);

@@ -1,5 +1,8 @@
 //! The paths, byte for byte, and the port that serves them.
 
+mod raw;
+mod streams;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 

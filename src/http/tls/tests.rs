@@ -182,6 +182,31 @@ async fn plaintext_on_a_tls_port_gets_nothing() {
     );
 }
 
+#[tokio::test]
+async fn one_port_serves_with_and_without_tls() {
+    let authority = Authority::new();
+    authority.renew_server();
+    let urls = ["http://127.0.0.1:0", "https://127.0.0.1:0"].map(|url| url.parse().unwrap());
+    let listeners = Listener::bind_all(&urls, &SocketOptions::default()).unwrap();
+    assert_eq!(listeners.len(), 1);
+    let address = listeners[0].local_addr().unwrap();
+    let router = Router::new().fallback(|| async { "served" });
+    tokio::spawn(listener::serve(
+        listeners,
+        Services::One(router),
+        Some(authority.settings(None)),
+        connection_settings(),
+        CancellationToken::new(),
+    ));
+    // One that says nothing keeps nobody waiting.
+    let _silent = TcpStream::connect(address).await.unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let answer = http1(stream, "/", "").await.unwrap();
+    assert!(answer.ends_with("served"), "{answer}");
+    let (answer, _) = ask(&authority.client(None), address).await.unwrap();
+    assert!(answer.ends_with("served"), "{answer}");
+}
+
 #[test]
 fn bad_files_fail_the_start() {
     let authority = Authority::new();
