@@ -277,6 +277,6 @@ mod tests {
             names,
             ["etcd Version", "Git SHA", "Go Version", "Go OS/Arch"]
         );
-        assert!(text.starts_with("etcd Version: 3.7.1\n"));
+        assert!(text.starts_with("etcd Version: 3.7.3\n"));
     }
 }

@@ -516,7 +516,7 @@ static PROCESS: LazyLock<()> = LazyLock::new(|| {
 });
 
 /// Fills the metrics that only say who this member is: the version of the API
-/// it serves (`3.7.1`) and the cluster's (`3.7`), and its id.
+/// it serves (`3.7.3`) and the cluster's (`3.7`), and its id.
 pub fn set_identity(server_version: &str, cluster_version: &str, member_id: u64) {
     SERVER_VERSION.with_label_values(&[server_version]).set(1);
     CLUSTER_VERSION.with_label_values(&[cluster_version]).set(1);
@@ -651,13 +651,13 @@ mod tests {
 
     #[test]
     fn a_scrape_shows_untouched_metrics_as_zero() {
-        set_identity("3.7.1", "3.7", 0x8e9e_05c5_2164_694d);
+        set_identity("3.7.3", "3.7", 0x8e9e_05c5_2164_694d);
         let text = render();
         for line in [
             "# TYPE etcd_server_proposals_committed_total gauge",
             "etcd_debugging_snap_save_marshalling_duration_seconds_count 0",
             "etcd_disk_backend_defrag_duration_seconds_bucket{le=\"409.6\"} 0",
-            "etcd_server_version{server_version=\"3.7.1\"} 1",
+            "etcd_server_version{server_version=\"3.7.3\"} 1",
             "etcd_cluster_version{cluster_version=\"3.7\"} 1",
             "etcd_server_id{server_id=\"8e9e05c52164694d\"} 1",
         ] {

@@ -117,7 +117,7 @@ pub enum Alarm {
 /// What `/version` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Versions {
-    /// Version of the API that is served, such as `3.7.1`. Clients split it
+    /// Version of the API that is served, such as `3.7.3`. Clients split it
     /// at the dots and read integers.
     #[serde(rename = "etcdserver")]
     pub server: String,

@@ -504,7 +504,7 @@ fn only_the_terms_own_leader_ends_a_lease() {
     assert_eq!(effects.leases, [LeaseChange::Revoked { id: 7 }]);
 }
 
-/// etcd 3.7.1 loses the key here and ends when it is read next: its compaction
+/// etcd 3.7.3 loses the key here and ends when it is read next: its compaction
 /// keeps the deletion and drops the put that follows it in the same revision.
 /// (Deletes to the end of the key space pass its check for duplicates.)
 #[test]

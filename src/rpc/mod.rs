@@ -55,7 +55,7 @@ pub use peer_calls::PeerService;
 
 /// The version of etcd whose behaviour this server shows. Clients parse it and
 /// decide by it what they may ask for (CLI-5, CLI-18).
-pub const SERVER_VERSION: &str = "3.7.1";
+pub const SERVER_VERSION: &str = "3.7.3";
 
 /// What etcd of that version says of its storage.
 pub const STORAGE_VERSION: &str = "3.7.0";

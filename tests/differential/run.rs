@@ -29,7 +29,7 @@ const BATCH: usize = 32;
 /// How many requests before a difference its report shows.
 const HISTORY: usize = 40;
 
-/// What etcd 3.7.1 logs as it ends when it reads a key that it has lost: one
+/// What etcd 3.7.3 logs as it ends when it reads a key that it has lost: one
 /// that a transaction deletes (by a range to the end, past the check for
 /// duplicates) and puts again, after a compaction to that very revision. Its
 /// compaction keeps the deletion in place of the put.

@@ -82,7 +82,7 @@ impl PeerCalls for Calls {
 
     fn version(&self) -> VersionResponse {
         VersionResponse {
-            server: "3.7.1".to_owned(),
+            server: "3.7.3".to_owned(),
             cluster: "3.7.0".to_owned(),
         }
     }
@@ -509,7 +509,7 @@ async fn calls_reach_the_leader_and_their_statuses_come_back() {
     assert_eq!(peers.lease_time_to_live(2, request).await.unwrap().id, 9);
     assert_eq!(peers.member_promote(2, 5).await.unwrap()[0].id, 5);
     assert_eq!(peers.hash_kv(2, 4).await.unwrap().hash, 2);
-    assert_eq!(peers.version(2).await.unwrap().server, "3.7.1");
+    assert_eq!(peers.version(2).await.unwrap().server, "3.7.3");
     let nobody = peers.lease_keep_alive(3, 6).await.unwrap_err();
     assert_eq!(nobody.code(), Code::Unavailable);
     assert!(peers.snapshot_client(2).await.is_ok());

@@ -69,7 +69,7 @@ impl Member for Fake {
 
 fn state(fake: &Arc<Fake>) -> State {
     let state = State::new(Versions {
-        server: "3.7.1".into(),
+        server: "3.7.3".into(),
         cluster: "3.7.0".into(),
         storage: "3.7.0".into(),
     });
@@ -148,7 +148,7 @@ async fn the_peer_port_shows_members_and_versions_and_no_more() {
     );
     assert_eq!((status, body.as_str()), (200, expected));
     assert_eq!(headers["x-etcd-cluster-id"], "5c5dd39c856906c6");
-    let version = r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
+    let version = r#"{"etcdserver":"3.7.3","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
     assert_eq!(get(&router, "/version").await, owned(200, version));
     assert_eq!(get(&router, "/health").await.0, 404);
 }
@@ -273,7 +273,7 @@ async fn a_member_that_starts_is_not_healthy() {
 async fn the_other_paths() {
     let fake = Fake::healthy();
     let router = paths(&fake);
-    let version = r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
+    let version = r#"{"etcdserver":"3.7.3","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
     assert_eq!(get(&router, "/version").await, owned(200, version));
     assert_eq!(
         get(&router, "/nowhere").await,

@@ -40,7 +40,7 @@ pub struct Allowances {
     pub compacted: i64,
     /// So many responses with events at the beginning of a stream may come
     /// without previous values. Not zero for etcd alone: it enters a watch
-    /// before it notes that previous values are wanted (3.7.1,
+    /// before it notes that previous values are wanted (3.7.3,
     /// v3rpc/watch.go), and events in between go without.
     pub bare_responses: usize,
 }
