@@ -9,7 +9,7 @@ endif
 target := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 # Real etcd and its tools.
 reference := $(target)/reference
-clients := etcdctl grpcurl readme cluster go python rust
+clients := etcdctl grpcurl readme cluster go go35 streams python targets rust
 
 # One profile for everything: RocksDB takes minutes to compile, once.
 cargo_flags := --release --locked

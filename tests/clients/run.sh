@@ -2,7 +2,10 @@
 # Starts a server in an empty directory on a free port, runs one client program
 # against it and ends with that program's status.
 #
-#   tests/clients/run.sh go|python|rust|etcdctl|grpcurl|readme|cluster
+#   tests/clients/run.sh go|go35|streams|python|targets|rust|etcdctl|grpcurl|readme|cluster
+#
+# The program finds the server at STELE_ENDPOINT, at each of STELE_ENDPOINTS (two with a
+# comma between them) and at the unix socket STELE_SOCKET.
 #
 # STELE_SERVER names the server's binary. It may be a real etcd: the flags are
 # the same, and every program must pass that needs no reflection, which etcd lacks.
@@ -10,7 +13,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$repository/target}
-client=${1:?which client: go, python, rust, etcdctl, grpcurl, readme or cluster}
+client=${1:?which client: see the head of tests/clients/run.sh}
 server=${STELE_SERVER:-$target/release/stele}
 # Python's virtual environment and the Rust client's artifacts.
 work=$target/clients
@@ -39,7 +42,7 @@ free_port() {
     local port
     for _ in {1..50}; do
         port=$((20000 + RANDOM % 12000))
-        if is_free "$port" && is_free $((port + 1)); then
+        if is_free "$port" && is_free $((port + 1)) && is_free $((port + 2)); then
             echo "$port"
             return
         fi
@@ -61,10 +64,13 @@ is_healthy() {
 for name in "${!ETCD_@}"; do unset "$name"; done
 port=$(free_port)
 client_url=http://127.0.0.1:$port
+second=127.0.0.1:$((port + 2))
+socket=$scratch/socket
 # Where peers are listened for is of no matter to a single member. What is advertised to
 # them stays the default, so that the member's id is the one the README shows.
 "$server" --name default --data-dir "$scratch/data" \
-    --listen-client-urls "$client_url" --advertise-client-urls "$client_url" \
+    --listen-client-urls "$client_url,http://$second,unix://$socket" \
+    --advertise-client-urls "$client_url" \
     --listen-peer-urls "http://127.0.0.1:$((port + 1))" >"$scratch/log" 2>&1 </dev/null &
 server_id=$!
 
@@ -79,19 +85,22 @@ until is_healthy 2>/dev/null; do
 done
 
 export STELE_ENDPOINT=127.0.0.1:$port STELE_SERVER=$server
+export STELE_ENDPOINTS=$STELE_ENDPOINT,$second STELE_SOCKET=$socket
+run_go() { (cd "$here/$1" && go build -o "$work/$client-client" "$2") && "$work/$client-client"; }
+run_python() {
+    if ! [[ -x $work/python/bin/python ]]; then
+        python3 -m venv "$work/python"
+    fi
+    "$work/python/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --requirement "$here/python/requirements.txt" &&
+        "$work/python/bin/python" "$here/python/$1"
+}
 run_client() {
     case $client in
-    go)
-        (cd "$here/go" && go build -o "$work/go-client" .) && "$work/go-client"
-        ;;
-    python)
-        if ! [[ -x $work/python/bin/python ]]; then
-            python3 -m venv "$work/python"
-        fi
-        "$work/python/bin/python" -m pip install --quiet --disable-pip-version-check \
-            --requirement "$here/python/requirements.txt" &&
-            "$work/python/bin/python" "$here/python/main.py"
-        ;;
+    go | go35) run_go "$client" . ;;
+    streams) run_go go ./streams ;;
+    python) run_python main.py ;;
+    targets) run_python targets.py ;;
     rust)
         CARGO_TARGET_DIR=$work/rust cargo run --quiet --locked --manifest-path "$here/rust/Cargo.toml"
         ;;
