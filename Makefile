@@ -52,6 +52,11 @@ compat: prerequisites reference ## the scripts against real etcd, 26,000 random 
 	    CARGO_TARGET_DIR=$(target) PATH="$(reference):$$go:$$PATH" tests/clients/run.sh $$client; \
 	done
 
+.PHONY: etcd-tests
+etcd-tests: prerequisites reference ## etcd's own suites with stele in etcd's place, an hour and more; STELE_ETCD_TESTS='TestKV' for some
+	@[[ -n "$${STELE_BINARY:-}" ]] || cargo build $(cargo_flags) $(test_features) --bin stele
+	@go=$$(scripts/install-compat.sh); PATH="$$go:$$PATH" CARGO_TARGET_DIR=$(target) scripts/etcd-tests.sh $(reference)
+
 .PHONY: robustness
 robustness: prerequisites ## clusters of real processes under faults; STELE_ROBUSTNESS_ROUNDS=100 for more
 	STELE_ROBUSTNESS=1 STELE_REFERENCE_ETCD=$${STELE_REFERENCE_ETCD:-$(reference)/etcd} \
