@@ -1,12 +1,13 @@
 //! Compiles `proto/` with protox, so that no protoc has to be installed.
 //!
-//! Four things come out of one set of files:
+//! Five things come out of one set of files:
 //! - `descriptors.bin`: the public descriptors as written, for reflection;
 //! - `server/`: messages and server traits, where the fields of [`SPLICED`]
 //!   are declared `bytes`. On the wire a message field and a bytes field are
 //!   the same, so a stored record goes into a response without being decoded;
 //! - `client/`: plain messages and clients, for tests and the JSON gateway;
-//! - `peer/`: both ends of what members say to each other.
+//! - `peer/`: both ends of what members say to each other;
+//! - `health/` and `health.bin`: gRPC's own health service.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,9 @@ const PRIVATE: &str = "stele/command.proto";
 /// What members say to each other. Its messages of etcd are the server's.
 const PEER: &str = "stele/peer.proto";
 
+/// gRPC's own service, which is no part of etcd's API.
+const HEALTH: &str = "grpc/health/v1/health.proto";
+
 /// Message fields that the server fills with already encoded messages.
 const SPLICED: [(&str, &str); 4] = [
     ("RangeResponse", "kvs"),
@@ -52,7 +56,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     splice(&mut server)?;
     generate(server, &out_dir.join("server"), Side::Server)?;
     generate(public, &out_dir.join("client"), Side::Client)?;
-    generate(compile(&[PEER])?, &out_dir.join("peer"), Side::Both)
+    generate(compile(&[PEER])?, &out_dir.join("peer"), Side::Both)?;
+    let health = compile(&[HEALTH])?;
+    fs::write(out_dir.join("health.bin"), health.encode_to_vec())?;
+    generate(health, &out_dir.join("health"), Side::Both)
 }
 
 fn compile(files: &[&str]) -> Result<FileDescriptorSet, Box<dyn Error>> {
@@ -84,7 +91,7 @@ fn splice(set: &mut FileDescriptorSet) -> Result<(), Box<dyn Error>> {
 enum Side {
     Server,
     Client,
-    /// Of the peer service; messages of other packages are the server's.
+    /// Messages of etcd's packages are the server's.
     Both,
 }
 
@@ -105,6 +112,9 @@ fn generate(set: FileDescriptorSet, dir: &Path, side: Side) -> Result<(), Box<dy
                 builder.extern_path(format!(".{package}"), format!("crate::proto::{package}"));
         }
     }
-    builder.compile_fds(set)?;
+    // By its name a message's fields are looked up, when one does not fit.
+    let mut config = prost_build::Config::new();
+    config.enable_type_names();
+    builder.compile_fds_with_config(set, config)?;
     Ok(())
 }

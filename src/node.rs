@@ -227,6 +227,7 @@ impl Node {
             cluster_id: identity.cluster_id,
             member_id: identity.member_id,
             settings: settings::rpc(&config),
+            shutdown: shutdown.clone(),
         });
         listeners.spawn(listener::serve(
             peer_ports,

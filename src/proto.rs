@@ -10,6 +10,7 @@
 //! holds the plain messages and the clients.
 
 pub mod codec;
+mod misfits;
 
 /// Includes one generated package from the named set.
 macro_rules! package {
@@ -60,6 +61,12 @@ pub mod peer {
     package!("peer", "stele.peer");
 }
 
+/// gRPC's own health service: messages, client and server trait.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unused_qualifications)]
+pub mod health {
+    package!("health", "grpc.health.v1");
+}
+
 /// The same API as a client sees it: plain messages and generated clients.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unused_qualifications)]
 pub mod client {
@@ -82,3 +89,6 @@ pub mod client {
 
 /// The public descriptors (an encoded `FileDescriptorSet`), for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Those of the health service.
+pub const HEALTH_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/health.bin"));

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message as _;
+use prost::encoding::encoded_len_varint;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -16,6 +18,7 @@ use super::{header, run_blocking, status, validate};
 use crate::consensus::Consensus;
 use crate::machine::txn;
 use crate::mvcc::{RangeResult, Store};
+use crate::proto::codec::MAX_MESSAGE_BYTES;
 use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::proto::etcdserverpb::request_op::Request as Op;
 use crate::proto::etcdserverpb::{
@@ -30,6 +33,10 @@ const SHORT_RANGE_KEYS: i64 = 1000;
 
 /// Keys of a page of a long range: some milliseconds of reading.
 const PAGE_KEYS: i64 = 4096;
+
+/// What the pages of a long range tend to if its values are large, so that
+/// between two of them it can be given up.
+const PAGE_BYTES: usize = 64 << 20;
 
 /// Keys of the first chunk of a stream (RST-5).
 const FIRST_CHUNK_KEYS: i64 = 10;
@@ -202,7 +209,7 @@ async fn read_range(store: &Store, request: RangeRequest) -> Result<RangeResult,
     let result = if is_short(&request) {
         store.range(&request).map_err(Status::from)
     } else if request.revision <= 0 && is_in_key_order(&request) {
-        read_pages(store.clone(), request).await
+        read_pages(store.clone(), request, MAX_MESSAGE_BYTES).await
     } else {
         let store = store.clone();
         run_blocking(move || Ok(store.range(&request)?)).await
@@ -234,13 +241,25 @@ fn is_in_key_order(request: &RangeRequest) -> bool {
 
 /// A long range of the present, put together from pages. Not of the past:
 /// there each page would count the rest of the range, which is not cheap.
-async fn read_pages(store: Store, request: RangeRequest) -> Result<RangeResult, Status> {
+///
+/// What no message can hold is refused as soon as that is seen, not when
+/// gigabytes are there to be sent.
+async fn read_pages(
+    store: Store,
+    request: RangeRequest,
+    max_bytes: usize,
+) -> Result<RangeResult, Status> {
     let mut pages = Pages::open(store, request)?;
     let revision = pages.store_revision();
-    let mut kvs = Vec::new();
+    let (mut kvs, mut bytes) = (Vec::new(), 0);
+    let mut page_keys = SHORT_RANGE_KEYS;
     loop {
-        let (rest, page) = pages.read(PAGE_KEYS).await?;
+        let (rest, page) = pages.read(page_keys).await?;
         pages = rest;
+        bytes += page.kvs.iter().map(|kv| field_bytes(kv)).sum::<usize>();
+        if bytes > max_bytes {
+            return Err(status::too_large(bytes));
+        }
         if kvs.is_empty() {
             kvs = page.kvs;
         } else {
@@ -254,7 +273,19 @@ async fn read_pages(store: Store, request: RangeRequest) -> Result<RangeResult, 
                 revision,
             });
         }
+        page_keys = next_page_keys(kvs.len(), bytes);
     }
+}
+
+/// By the size of what has been read.
+fn next_page_keys(keys: usize, bytes: usize) -> i64 {
+    let fitting = PAGE_BYTES / (bytes / keys.max(1)).max(1);
+    (fitting as i64).clamp(1, PAGE_KEYS)
+}
+
+/// What a record takes in a response: a tag, its length, itself.
+fn field_bytes(record: &Bytes) -> usize {
+    1 + encoded_len_varint(record.len() as u64) + record.len()
 }
 
 async fn read_txn(store: &Store, request: TxnRequest) -> Result<TxnResponse, Status> {
@@ -347,6 +378,23 @@ fn next_chunk_keys(keys: i64, chunk_bytes: usize, target_bytes: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mvcc::Writer;
+    use crate::storage::{Engine, Settings};
+
+    /// A store of that many small keys under `k`.
+    fn filled_store(keys: i64) -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path(), &Settings::default()).unwrap();
+        let (store, mut writer): (Store, Writer) = Store::open(Arc::new(engine)).unwrap();
+        let mut staged = writer.begin();
+        for key in 0..keys {
+            let key = format!("k{key:05}");
+            staged.put(key.into(), "value".into(), 0).unwrap();
+        }
+        staged.finish();
+        writer.commit(1, 1).unwrap();
+        (dir, store)
+    }
 
     /// RST-5, RST-11.
     #[test]
@@ -358,6 +406,50 @@ mod tests {
         assert_eq!(next_chunk_keys(1, 2001, 1000), 1);
         assert_eq!(next_chunk_keys(800, 0, 1000), 1000);
         assert_eq!(next_chunk_keys(10, 100, usize::MAX), 20);
+    }
+
+    #[test]
+    fn pages_follow_their_size() {
+        assert_eq!(next_page_keys(0, 0), PAGE_KEYS);
+        assert_eq!(next_page_keys(1000, 300_000), PAGE_KEYS);
+        assert_eq!(next_page_keys(1000, 1000 << 20), 64);
+        assert_eq!(next_page_keys(2, 1 << 30), 1);
+    }
+
+    /// LIM-4.
+    #[tokio::test]
+    async fn a_range_that_no_message_can_hold_is_given_up() {
+        let (_dir, store) = filled_store(3000);
+        let whole = RangeRequest {
+            key: "k".into(),
+            range_end: "l".into(),
+            ..RangeRequest::default()
+        };
+        let read = read_pages(store.clone(), whole.clone(), usize::MAX).await;
+        let response = RangeResponse {
+            kvs: read.unwrap().kvs,
+            ..RangeResponse::default()
+        };
+        assert_eq!(response.kvs.len(), 3000);
+        let bytes = response.encoded_len();
+        let read = read_pages(store.clone(), whole.clone(), bytes).await;
+        assert_eq!(read.unwrap().kvs.len(), 3000);
+        let refused = read_pages(store.clone(), whole.clone(), bytes - 1).await;
+        assert_eq!(
+            refused.unwrap_err().message(),
+            status::too_large(bytes).message()
+        );
+        // Already after the first page.
+        let refused = read_pages(store, whole, 100).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        let text = refused.message();
+        let size: usize = text
+            .strip_prefix("grpc: trying to send message larger than max (")
+            .and_then(|rest| rest.strip_suffix(" vs. 2147483647)"))
+            .unwrap_or_else(|| panic!("{text}"))
+            .parse()
+            .unwrap();
+        assert!(size < bytes / 2, "{size} of {bytes}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod call;
 mod cluster;
 mod election;
 pub mod header;
+mod health;
 mod kv;
 mod lease;
 mod lease_time;
@@ -29,6 +30,7 @@ pub mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::codec::CompressionEncoding;
 
@@ -43,6 +45,7 @@ use crate::proto::etcdserverpb::kv_server::KvServer;
 use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::proto::etcdserverpb::watch_server::WatchServer;
+use crate::proto::health::health_server::HealthServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::storage::Engine;
@@ -104,6 +107,8 @@ pub struct Handles {
     pub cluster_id: u64,
     pub member_id: u64,
     pub settings: Settings,
+    /// The server stops: what would never end by itself ends.
+    pub shutdown: CancellationToken,
 }
 
 /// All services, ready to be listened for, and what peers may ask of this
@@ -120,6 +125,7 @@ pub fn services(handles: Handles) -> (Services, Arc<PeerService>) {
         cluster_id,
         member_id,
         settings,
+        shutdown,
     } = handles;
     let header = header::Source {
         cluster_id,
@@ -211,7 +217,7 @@ pub fn services(handles: Handles) -> (Services, Arc<PeerService>) {
                 .send_compressed(CompressionEncoding::Gzip)
         };
     }
-    let services = Services::new(leadership)
+    let services = Services::new(leadership, max_bytes)
         .add(server!(KvServer, kv))
         .add(server!(WatchServer, watch))
         .add(server!(LeaseServer, lease))
@@ -220,7 +226,7 @@ pub fn services(handles: Handles) -> (Services, Arc<PeerService>) {
         .add(server!(AuthServer, auth))
         .add(server!(LockServer, lock::Service))
         .add(server!(ElectionServer, election::Service))
-        .add(tonic_health::server::health_reporter().1)
+        .add(server!(HealthServer, health::Service::new(shutdown)))
         .add(
             reflection()
                 .build_v1()
@@ -237,7 +243,7 @@ pub fn services(handles: Handles) -> (Services, Arc<PeerService>) {
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(proto::HEALTH_DESCRIPTORS)
 }
 
 /// Runs a long read off the runtime's own threads.

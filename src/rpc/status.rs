@@ -12,6 +12,7 @@ use crate::consensus::ProposeError;
 use crate::machine::CommandError;
 use crate::machine::txn::ReadOnlyError;
 use crate::mvcc::ReadError;
+use crate::proto::codec::{MAX_MESSAGE_BYTES, TOO_LARGE};
 use crate::storage::StorageError;
 
 /// A refusal with a fixed code and text.
@@ -165,6 +166,14 @@ impl From<ProposeError> for Status {
 /// What a client would be told of this error; health checks say the same.
 pub fn text(error: ProposeError) -> String {
     Status::from(error).message().to_owned()
+}
+
+/// The refusal of an answer that no message can hold, in the words of Go's
+/// library.
+pub fn too_large(bytes: usize) -> Status {
+    Status::resource_exhausted(format!(
+        "grpc: {TOO_LARGE} ({bytes} vs. {MAX_MESSAGE_BYTES})"
+    ))
 }
 
 /// What comes with a later version: says so, and what to do meanwhile if

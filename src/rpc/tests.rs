@@ -2,6 +2,8 @@
 //! learning, without a leader, about to grow. Called in process, with
 //! everything around the calls; the other members are never there.
 
+mod raw;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +37,7 @@ struct Fixture {
     consensus: Consensus,
     lessor: Arc<Lessor>,
     published: Arc<Published>,
+    shutdown: CancellationToken,
     _threads: consensus::Threads,
     _dir: tempfile::TempDir,
 }
@@ -111,6 +114,7 @@ impl Fixture {
         });
         let (consensus, threads) =
             consensus::start(settings, machine, engine.clone(), events, links, on_effects).unwrap();
+        let shutdown = CancellationToken::new();
         let (services, _) = services(Handles {
             consensus: consensus.clone(),
             store: store.clone(),
@@ -130,12 +134,14 @@ impl Fixture {
                 checks_reconfiguration: true,
                 max_learners: 1,
             },
+            shutdown: shutdown.clone(),
         });
         Fixture {
             services,
             consensus,
             lessor,
             published,
+            shutdown,
             _threads: threads,
             _dir: dir,
         }

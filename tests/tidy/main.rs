@@ -102,7 +102,6 @@ const CRATES: &[(&str, &[&str])] = &[
             "consensus/transfer",
         ],
     ),
-    ("tonic_health", &["rpc"]),
     ("tonic_reflection", &["rpc"]),
     ("axum", &["http"]),
     ("hyper", &["http"]),

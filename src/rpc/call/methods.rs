@@ -38,7 +38,35 @@ const CODES: [Code; 17] = [
     Code::Unauthenticated,
 ];
 
-const UNARY: &str = "unary";
+/// Who sends one message, and who sends many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Unary,
+    ClientStream,
+    ServerStream,
+    BidiStream,
+}
+
+impl Kind {
+    fn of(method: &MethodDescriptorProto) -> Kind {
+        match (method.client_streaming(), method.server_streaming()) {
+            (false, false) => Kind::Unary,
+            (true, false) => Kind::ClientStream,
+            (false, true) => Kind::ServerStream,
+            (true, true) => Kind::BidiStream,
+        }
+    }
+
+    /// As the metrics have it.
+    fn label(self) -> &'static str {
+        match self {
+            Kind::Unary => "unary",
+            Kind::ClientStream => "client_stream",
+            Kind::ServerStream => "server_stream",
+            Kind::BidiStream => "bidi_stream",
+        }
+    }
+}
 
 /// What a learner answers (CLU-11). Of ranges only the serializable ones,
 /// which the service itself looks at. Reflection is ours, and says nothing of
@@ -58,7 +86,7 @@ const SERVED_BY_LEARNERS: [(&str, &str); 5] = [
 ];
 
 pub(super) struct Method {
-    kind: &'static str,
+    kind: Kind,
     is_served_by_learners: bool,
     service: String,
     name: String,
@@ -72,14 +100,9 @@ pub(super) struct Method {
 
 impl Method {
     fn new(service: &str, method: &MethodDescriptorProto) -> Method {
-        let kind = match (method.client_streaming(), method.server_streaming()) {
-            (false, false) => UNARY,
-            (true, false) => "client_stream",
-            (false, true) => "server_stream",
-            (true, true) => "bidi_stream",
-        };
+        let kind = Kind::of(method);
         let name = method.name();
-        let labels = [kind, service, name];
+        let labels = [kind.label(), service, name];
         Method {
             kind,
             is_served_by_learners: SERVED_BY_LEARNERS.contains(&(service, name)),
@@ -88,7 +111,8 @@ impl Method {
             started: metrics::GRPC_SERVER_STARTED_TOTAL.with_label_values(&labels),
             handled: CODES.map(|code| {
                 let code = status::code_name(code);
-                metrics::GRPC_SERVER_HANDLED_TOTAL.with_label_values(&[kind, service, name, code])
+                let labels = [kind.label(), service, name, code];
+                metrics::GRPC_SERVER_HANDLED_TOTAL.with_label_values(&labels)
             }),
             received: metrics::GRPC_SERVER_MSG_RECEIVED_TOTAL.with_label_values(&labels),
             sent: metrics::GRPC_SERVER_MSG_SENT_TOTAL.with_label_values(&labels),
@@ -96,8 +120,12 @@ impl Method {
         }
     }
 
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     pub(super) fn is_unary(&self) -> bool {
-        self.kind == UNARY
+        self.kind == Kind::Unary
     }
 
     pub(super) fn is_served_by_learners(&self) -> bool {
@@ -106,7 +134,7 @@ impl Method {
 
     fn seconds(&self) -> &Histogram {
         self.seconds.get_or_init(|| {
-            let labels = [self.kind, &self.service, &self.name];
+            let labels = [self.kind.label(), &self.service, &self.name];
             metrics::GRPC_SERVER_HANDLING_SECONDS.with_label_values(&labels)
         })
     }
@@ -116,7 +144,7 @@ impl Method {
 static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
     let sets = [
         proto::DESCRIPTORS,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        proto::HEALTH_DESCRIPTORS,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ];
@@ -175,6 +203,10 @@ impl Record {
             started_at: metrics::is_extensive().then(Instant::now),
             is_finished: false,
         }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.method.kind
     }
 
     pub(super) fn is_unary(&self) -> bool {

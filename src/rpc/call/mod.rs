@@ -1,17 +1,20 @@
 //! What happens around every call, whichever service it is for.
 //!
 //! [`Services`] finds the service of a call by its path, and looks only at
-//! headers, at the framing of messages and at the final status. It counts
-//! (`methods`), reads the metadata that concern every call (`metadata`), ends
-//! calls whose time or leader is up (`cut_off`), and says in the words of Go's
-//! gRPC library what tonic says in its own (`wording`). Messages are not
-//! decoded here. Calls of browsers (gRPC-Web) pass a translator on the way;
+//! headers, at the framing of messages and at the final status. It refuses what
+//! Go's gRPC library refuses by the head (`head`, `metadata`) or by the framing
+//! of messages (`request_body`), counts (`methods`), ends calls whose time or
+//! leader is up (`cut_off`), and says in that library's words what tonic says in
+//! its own (`wording`). Messages are not decoded here. Calls of browsers (gRPC-Web) pass a translator on the way;
 //! the others do not pay for it.
 
-mod body;
 mod cut_off;
+mod framing;
+mod head;
 mod metadata;
 mod methods;
+mod request_body;
+mod response_body;
 mod wording;
 
 use std::collections::HashMap;
@@ -22,7 +25,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Response, Version, header};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -30,11 +33,14 @@ use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer as _, Service};
 
 use crate::rpc::status;
-use body::{RequestBody, ResponseBody};
 use cut_off::CutOff;
 pub(super) use cut_off::Leadership;
+use head::Head;
+use metadata::{Encoding, Metadata};
 pub(super) use methods::initialize as initialize_metrics;
 use methods::{Method, Record};
+use request_body::{Limits, RequestBody};
+use response_body::ResponseBody;
 
 /// All services, with everything around their calls. A clone is a counter.
 #[derive(Clone)]
@@ -53,6 +59,7 @@ struct Table {
     methods: HashMap<&'static str, (&'static Method, Arc<dyn Answer>)>,
     names: Vec<&'static str>,
     leadership: Leadership,
+    max_message_bytes: usize,
 }
 
 /// What a service is to answer with.
@@ -81,11 +88,13 @@ where
 }
 
 impl Services {
-    pub(super) fn new(leadership: Leadership) -> Services {
+    /// Requests of more than `max_message_bytes` are refused (LIM-2).
+    pub(super) fn new(leadership: Leadership, max_message_bytes: usize) -> Services {
         Services::of(Table {
             methods: HashMap::new(),
             names: Vec::new(),
             leadership,
+            max_message_bytes,
         })
     }
 
@@ -169,24 +178,48 @@ impl Service<Request<Body>> for Calls {
 
 impl Calls {
     fn start(&self, request: Request<Body>) -> CallFuture {
-        let path = request.uri().path();
-        let Some((method, service)) = self.table.methods.get(path) else {
-            return CallFuture::Refused(Some(self.table.unknown(path)));
-        };
-        let record = Record::start(method);
         let (mut head, body) = request.into_parts();
-        let cut_off = match self.table.admit(method, &mut head.headers) {
+        let Head {
+            metadata,
+            answer_type,
+        } = match head::read(&head) {
+            Ok(read) => read,
+            Err((refusal, answer_type)) => {
+                return CallFuture::refused(refusal.into_response(), answer_type);
+            }
+        };
+        // With the query, which no method has.
+        let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+        let Some((method, service)) = self.table.methods.get(path) else {
+            let refusal = wording::unknown_path(path, &self.table.names);
+            return CallFuture::refused(refusal.into_http(), answer_type);
+        };
+        if let Encoding::Unknown(encoding) = metadata.encoding {
+            let refusal = wording::unknown_encoding(encoding);
+            return CallFuture::refused(refusal.into_http(), answer_type);
+        }
+        let record = Record::start(method);
+        let cut_off = match self.table.admit(method, &metadata) {
             Ok(cut_off) => cut_off,
             Err(refusal) => {
                 record.finish(refusal.code());
-                return CallFuture::Refused(Some(refusal));
+                return CallFuture::refused(refusal.into_http(), answer_type);
             }
         };
-        let request = Request::from_parts(head, RequestBody::new(body, method));
+        let is_gzip = metadata.encoding == Encoding::Gzip;
+        if metadata.names_encodings {
+            metadata::settle_encoding(&mut head.headers, is_gzip);
+        }
+        let limits = Limits {
+            max_message_bytes: self.table.max_message_bytes,
+            may_compress: is_gzip,
+        };
+        let request = Request::from_parts(head, RequestBody::new(body, method, limits));
         CallFuture::Running(Running {
             answering: service.answer(request),
             record: Some(record),
             cut_off,
+            answer_type,
         })
     }
 }
@@ -194,40 +227,24 @@ impl Calls {
 impl Table {
     /// What the metadata say before the call begins: a refusal, or how it may
     /// be cut off.
-    fn admit(&self, method: &Method, headers: &mut HeaderMap) -> Result<Option<CutOff>, Status> {
+    fn admit(&self, method: &Method, metadata: &Metadata<'_>) -> Result<Option<CutOff>, Status> {
         if self.leadership.is_learner() && !method.is_served_by_learners() {
             return Err(status::NOT_SUPPORTED_FOR_LEARNER.into());
         }
-        let metadata = metadata::read(headers);
         metadata::count_client(method, metadata.client_api_version)?;
         if metadata.requires_leader {
             self.leadership.check()?;
         }
         let leadership =
             (metadata.requires_leader && !method.is_unary()).then_some(&self.leadership);
-        let cut_off = cut_off::new(metadata.timeout, leadership);
-        if metadata.would_compress {
-            metadata::keep_plain(headers);
-        }
-        Ok(cut_off)
-    }
-
-    /// The refusal of a path that is not in the table.
-    fn unknown(&self, path: &str) -> Status {
-        let named = path.strip_prefix('/').and_then(|path| path.split_once('/'));
-        match named {
-            Some((service, method)) if !method.is_empty() && self.names.contains(&service) => {
-                let method = method.rsplit('/').next().unwrap_or_default();
-                wording::unknown_method(method, service)
-            }
-            _ => wording::unknown_service(path),
-        }
+        Ok(cut_off::new(metadata.timeout, leadership))
     }
 }
 
 /// The part of a call up to the head of its response.
 pub enum CallFuture {
-    Refused(Option<Status>),
+    /// Boxed, since those are few.
+    Refused(Option<Box<Response<Body>>>),
     Running(Running),
     Web(Answering),
 }
@@ -237,6 +254,14 @@ pub struct Running {
     /// Taken by the response's body, which sees the end of the call.
     record: Option<Record>,
     cut_off: Option<CutOff>,
+    answer_type: Option<HeaderValue>,
+}
+
+impl CallFuture {
+    fn refused(mut response: Response<Body>, answer_type: Option<HeaderValue>) -> CallFuture {
+        head::set_type(&mut response, answer_type);
+        CallFuture::Refused(Some(Box::new(response)))
+    }
 }
 
 impl Future for CallFuture {
@@ -244,11 +269,12 @@ impl Future for CallFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
-            CallFuture::Refused(status) => {
-                let status = status
-                    .take()
-                    .unwrap_or_else(|| Status::internal("polled again"));
-                Poll::Ready(Ok(plain(status.into_http())))
+            CallFuture::Refused(response) => {
+                let response = response.take().map_or_else(
+                    || Status::internal("polled again").into_http(),
+                    |response| *response,
+                );
+                Poll::Ready(Ok(plain(response)))
             }
             CallFuture::Running(running) => running.poll(cx).map(Ok),
             CallFuture::Web(answering) => answering.as_mut().poll(cx).map_ok(plain),
@@ -272,18 +298,21 @@ impl Running {
             if let Some(record) = self.record.take() {
                 record.finish(refusal.code);
             }
-            return Poll::Ready(plain(Status::from(refusal).into_http()));
+            let mut response = Status::from(refusal).into_http();
+            head::set_type(&mut response, self.answer_type.take());
+            return Poll::Ready(plain(response));
         }
         Poll::Pending
     }
 
     fn respond(&mut self, mut response: Response<Body>) -> Response<ResponseBody> {
+        head::set_type(&mut response, self.answer_type.take());
         let Some(record) = self.record.take() else {
             return plain(response);
         };
         // A call that fails before its first message has its status in the
         // head, and no body.
-        if let Some(code) = wording::final_code(response.headers_mut()) {
+        if let Some(code) = wording::final_code(response.headers_mut(), record.kind()) {
             record.finish(code);
             return plain(response);
         }
