@@ -18,6 +18,7 @@ mod frames;
 mod gather;
 mod health;
 pub mod listener;
+mod paths;
 mod pings;
 mod slices;
 pub mod tls;
@@ -30,7 +31,7 @@ use axum::body::Body;
 use axum::extract::State as Extract;
 use axum::response::Response;
 use axum::routing::any;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
 use serde::Serialize;
 
 pub use access::Access;
@@ -168,26 +169,28 @@ pub fn router(state: State, access: Access, has_gateway: bool) -> Router {
         .route("/debug/vars", any(debug_vars));
     if has_gateway {
         router = router
+            .route("/v3", any(gateway_root))
             .route("/v3/{*path}", any(gateway))
             .route("/v3beta/{*path}", any(gateway));
     }
     let router = router.fallback(not_found).with_state(state);
-    access.guard(router)
+    access.guard(paths::tolerant(router))
 }
 
 /// The paths of a metrics listener: metrics and probes, nothing else.
 pub fn metrics_router(state: State) -> Router {
-    probes().fallback(not_found).with_state(state)
+    paths::tolerant(probes().fallback(not_found).with_state(state))
 }
 
 /// The plain HTTP paths of a peer listener: those of etcd's that tools ask.
 /// What members say to each other is gRPC here, on the same port.
 pub fn peer_router(state: State) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/version", any(version))
         .route("/members", any(members))
         .fallback(not_found)
-        .with_state(state)
+        .with_state(state);
+    paths::tolerant(router)
 }
 
 fn probes() -> Router<State> {
@@ -275,6 +278,11 @@ async fn gateway() -> Response {
     let text = "the JSON gateway comes in a later release of stele; use gRPC on this port";
     let body = serde_json::json!({ "error": text, "code": 12, "message": text });
     json(StatusCode::NOT_IMPLEMENTED, body.to_string())
+}
+
+/// The gateway is a tree of paths, which Go's router redirects to.
+async fn gateway_root(method: Method, uri: Uri) -> Response {
+    paths::redirection(&method, "/v3/", uri.query())
 }
 
 async fn not_found() -> Response {

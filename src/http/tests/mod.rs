@@ -365,6 +365,58 @@ where
     Ok(answer)
 }
 
+/// As recorded from etcd 3.7.3.
+#[tokio::test]
+async fn paths_that_are_not_simple_are_redirected() {
+    let fake = Fake::healthy();
+    let router = paths(&fake);
+    for (path, location) in [
+        ("//health", "/health"),
+        ("/./health", "/health"),
+        ("/a/../health", "/health"),
+        ("/../health", "/health"),
+        ("/livez/.", "/livez"),
+        ("/livez//serializable_read", "/livez/serializable_read"),
+        ("//health?exclude=NOSPACE", "/health?exclude=NOSPACE"),
+        ("//nope", "/nope"),
+        ("//", "/"),
+        ("/a/./b/../c/", "/a/c/"),
+        ("//a%2Fb", "/a%252Fb"),
+        ("//'q", "/%27q"),
+        ("/v3", "/v3/"),
+        ("/v3/kv//range", "/v3/kv/range"),
+    ] {
+        let (status, headers, body) = ask_whole(&router, "GET", path, &[]).await;
+        assert_eq!(status, 307, "{path}");
+        assert_eq!(headers["location"], location);
+        assert_eq!(headers["content-type"], "text/html; charset=utf-8");
+        let link = format!("<a href=\"{location}\">Temporary Redirect</a>.\n\n");
+        assert_eq!(body, link);
+        assert_eq!(headers["access-control-allow-origin"], "*");
+        let (status, headers, body) = ask_whole(&router, "POST", path, &[]).await;
+        assert_eq!((status, body.as_str()), (307, ""));
+        assert_eq!(headers["location"], location);
+        assert!(!headers.contains_key("content-type"));
+        assert_eq!(ask(&router, "OPTIONS", path).await, owned(200, ""));
+    }
+    let (_, _, body) = ask_whole(&router, "GET", "//a?b='", &[]).await;
+    assert_eq!(body, "<a href=\"/a?b=&#39;\">Temporary Redirect</a>.\n\n");
+    assert_eq!(get(&router, "/%68ealth").await.0, 200);
+    assert_eq!(get(&router, "/livez/%73erializable_read").await.0, 200);
+    for nowhere in [
+        "/health/",
+        "/%2Fhealth",
+        "/livez/",
+        "/livez/x/y",
+        "/metrics/",
+    ] {
+        let missing = owned(404, "404 page not found\n");
+        assert_eq!(get(&router, nowhere).await, missing, "{nowhere}");
+    }
+    assert_eq!(get(&metrics_router(state(&fake)), "//health").await.0, 307);
+    assert_eq!(get(&peer_router(state(&fake)), "//members").await.0, 307);
+}
+
 #[tokio::test]
 async fn one_port_serves_both_sides_and_drains() {
     let url = "http://127.0.0.1:0".parse().unwrap();
