@@ -236,6 +236,7 @@ impl Node {
                     .routes(peer_service, Some(Arc::new(incoming)))
                     .into_axum_router(),
                 http: http::peer_router(probes.clone()),
+                access: Arc::default(),
             },
             config.peer_tls.listen.clone(),
             listener::Settings::for_peers(config.election_timeout),
@@ -260,11 +261,13 @@ impl Node {
             ));
         }
         let (ready, is_ready) = value::channel(false);
-        let http = http::router(probes, config.access.clone(), config.has_gateway);
+        let access = Arc::new(config.access.clone());
+        let http = http::router(probes, access.clone(), config.has_gateway);
         let services = if ports.client_http.is_empty() {
-            (Services::Both { grpc, http }, None)
+            (Services::Both { grpc, http, access }, None)
         } else {
-            (Services::One(grpc), Some(Services::One(http)))
+            let grpc = Services::Grpc { grpc, access };
+            (grpc, Some(Services::One(http)))
         };
         let unfit = CancellationToken::new();
         let clients = Clients {

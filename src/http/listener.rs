@@ -1,9 +1,9 @@
 //! The ports: sockets, connections, and what serves each request.
 //!
 //! One client port carries gRPC and plain HTTP, with or without TLS: a
-//! connection is HTTP/1 or HTTP/2 by its first bytes, a request is gRPC by its
-//! content type. What the two sides answer is given as two services; this file
-//! knows neither. One connection is the business of `connection`.
+//! connection is HTTP/1 or HTTP/2 by its first bytes, and which side answers a
+//! request is settled in `dispatch`. The two sides are given as two services;
+//! this file knows neither. One connection is the business of `connection`.
 //!
 //! Stopping is designed: [`serve`] stops accepting, lets running calls end,
 //! tells clients to go elsewhere (GOAWAY), and closes what is still open after
@@ -21,11 +21,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::routing::future::RouteFuture;
 use bytes::Bytes;
-use http::{Request, Response, header};
-use http_body_util::Either;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,11 +30,11 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tower::Service as _;
 use tracing::{debug, error, warn};
 
+use super::access::Access;
 use super::connection::{BoxError, Protocol};
-use super::slices::Sliced;
+use super::dispatch::{Dispatch, IsTls};
 use super::{Url, tls};
 
 /// How long running calls may take to end once the server stops. Writes end
@@ -97,8 +94,15 @@ pub struct SocketOptions {
 /// What answers on a listener.
 #[derive(Clone)]
 pub enum Services<G> {
-    /// gRPC by content type, the rest to `http`.
-    Both { grpc: G, http: Router },
+    /// Calls to `grpc`, the rest to `http`, which has its own access checked.
+    Both {
+        grpc: G,
+        http: Router,
+        /// Of pages.
+        access: Arc<Access>,
+    },
+    /// Calls only.
+    Grpc { grpc: G, access: Arc<Access> },
     /// Everything to one side.
     One(G),
 }
@@ -444,67 +448,4 @@ fn max_connections() -> u32 {
     let limit = limit.saturating_sub(RESERVED_DESCRIPTORS).max(1);
     // A semaphore counts no further than half a usize, and no machine that far.
     u32::try_from(limit).unwrap_or(u32::MAX).min(1 << 24)
-}
-
-/// Extension of plain HTTP requests: whether they came over TLS.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct IsTls(pub(super) bool);
-
-/// Sends each request of a connection to the side that answers it.
-struct Dispatch<G> {
-    services: Services<G>,
-    is_tls: IsTls,
-}
-
-impl<G: Side> hyper::service::Service<Request<Incoming>> for Dispatch<G> {
-    type Response = Response<Sliced<Either<G::Body, Body>>>;
-    type Error = Infallible;
-    type Future = Answer<G::Future>;
-
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        // Services are always ready, and a clone is a counter.
-        match &self.services {
-            Services::Both { grpc, .. } if is_grpc(&request) => {
-                Answer::Grpc(grpc.clone().call(request))
-            }
-            Services::Both { http, .. } => {
-                request.extensions_mut().insert(self.is_tls);
-                Answer::Http(http.clone().call(request))
-            }
-            Services::One(side) => {
-                request.extensions_mut().insert(self.is_tls);
-                Answer::Grpc(side.clone().call(request))
-            }
-        }
-    }
-}
-
-/// The answer of one of the two sides.
-enum Answer<F> {
-    Grpc(F),
-    Http(RouteFuture<Infallible>),
-}
-
-impl<F, B> Future for Answer<F>
-where
-    F: Future<Output = Result<Response<B>, Infallible>> + Unpin,
-{
-    type Output = Result<Response<Sliced<Either<B, Body>>>, Infallible>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.get_mut() {
-            Answer::Grpc(answer) => Pin::new(answer)
-                .poll(cx)
-                .map_ok(|response| response.map(|body| Sliced::new(Either::Left(body)))),
-            Answer::Http(answer) => Pin::new(answer)
-                .poll(cx)
-                .map_ok(|response| response.map(|body| Sliced::new(Either::Right(body)))),
-        }
-    }
-}
-
-/// gRPC names itself in the content type, with or without a codec after it.
-fn is_grpc(request: &Request<Incoming>) -> bool {
-    let content_type = request.headers().get(header::CONTENT_TYPE);
-    content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }

@@ -14,6 +14,7 @@ mod access;
 mod authority;
 mod connection;
 pub mod dial;
+mod dispatch;
 mod frames;
 mod gather;
 mod health;
@@ -163,7 +164,7 @@ impl State {
 
 /// The paths of a client listener. `has_gateway` says whether `/v3/` is meant
 /// to be served (`--enable-grpc-gateway`).
-pub fn router(state: State, access: Access, has_gateway: bool) -> Router {
+pub fn router(state: State, access: Arc<Access>, has_gateway: bool) -> Router {
     let mut router = probes()
         .route("/version", any(version))
         .route("/debug/vars", any(debug_vars));
@@ -174,7 +175,7 @@ pub fn router(state: State, access: Access, has_gateway: bool) -> Router {
             .route("/v3beta/{*path}", any(gateway));
     }
     let router = router.fallback(not_found).with_state(state);
-    access.guard(paths::tolerant(router))
+    access::guard(access, paths::tolerant(router))
 }
 
 /// The paths of a metrics listener: metrics and probes, nothing else.

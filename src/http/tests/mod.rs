@@ -78,7 +78,7 @@ fn state(fake: &Arc<Fake>) -> State {
 }
 
 fn paths(fake: &Arc<Fake>) -> Router {
-    router(state(fake), Access::default(), true)
+    router(state(fake), Arc::default(), true)
 }
 
 /// Status and body of the answer to `method` on `path`.
@@ -302,7 +302,7 @@ async fn origins_and_hosts_are_checked() {
         origins: vec!["https://a.example".into()],
         hosts: vec!["good.example".into(), "::1".into()],
     };
-    let router = router(state(&fake), access, false);
+    let router = router(state(&fake), Arc::new(access), false);
     let good = ("host", "good.example:2379");
     for (host, status) in [
         ("good.example", 200),
@@ -348,9 +348,21 @@ fn services() -> Services<Router> {
         tokio::time::sleep(Duration::from_millis(300)).await;
         "done"
     };
-    let http = paths(&Fake::healthy()).route("/slow", any(slow));
+    let http = router(state(&Fake::healthy()), Arc::new(access()), true);
+    let http = http.route("/slow", any(slow));
     let grpc = Router::new().fallback(|| async { "grpc" });
-    Services::Both { grpc, http }
+    Services::Both {
+        grpc,
+        http,
+        access: Arc::new(access()),
+    }
+}
+
+fn access() -> Access {
+    Access {
+        origins: vec!["https://a.example".into()],
+        hosts: vec!["a".into()],
+    }
 }
 
 /// Sends a request in HTTP/1 and returns the whole answer.
@@ -363,6 +375,28 @@ where
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+/// Sends a request for `/version` in HTTP/2 without TLS. Returns the head and
+/// the body of the answer.
+async fn http2(
+    stream: TcpStream,
+    method: &str,
+    headers: &[(&str, &str)],
+) -> (http::response::Parts, String) {
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let handshake = hyper::client::conn::http2::handshake(executor, io);
+    let (mut sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri("http://a/version");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Body::empty()).unwrap();
+    let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (head, String::from_utf8(body.to_vec()).unwrap())
 }
 
 /// As recorded from etcd 3.7.3.
@@ -417,6 +451,85 @@ async fn paths_that_are_not_simple_are_redirected() {
     assert_eq!(get(&peer_router(state(&fake)), "//members").await.0, 307);
 }
 
+/// Calls of pages pass what plain HTTP passes; on a port of calls alone too.
+#[tokio::test]
+async fn calls_of_pages_are_checked() {
+    let Services::Both { grpc, access, .. } = services() else {
+        unreachable!("both are served");
+    };
+    for services in [services(), Services::Grpc { grpc, access }] {
+        let url = "http://127.0.0.1:0".parse().unwrap();
+        let listener = Listener::bind(&url, &SocketOptions::default()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(listener::serve(
+            vec![listener],
+            services,
+            None,
+            connection_settings(),
+            shutdown.clone(),
+        ));
+        let ask = async |method: &str, host: &str, headers: &str| {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let head = format!(
+                "{method} /etcdserverpb.KV/Range HTTP/1.1\r\nhost: {host}\r\nconnection: \
+                 close\r\ncontent-length: 0\r\n{headers}\r\n"
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let web = "content-type: application/grpc-web+proto\r\n";
+        let stranger = ask("POST", "evil.example", web).await;
+        assert!(stranger.starts_with("HTTP/1.1 421 "), "{stranger}");
+
+        let from_a = format!("{web}origin: https://a.example\r\n");
+        let answer = ask("POST", "a", &from_a).await;
+        assert!(answer.ends_with("grpc"), "{answer}");
+        for line in [
+            "access-control-allow-origin: https://a.example\r\n",
+            "access-control-expose-headers: grpc-status, grpc-message, grpc-status-details-bin\r\n",
+        ] {
+            assert!(answer.contains(line), "{answer}");
+        }
+        let from_b = format!("{web}origin: https://b.example\r\n");
+        let answer = ask("POST", "a:2379", &from_b).await;
+        assert!(answer.ends_with("grpc"), "{answer}");
+        assert!(!answer.contains("access-control"), "{answer}");
+
+        let question = "origin: https://a.example\r\naccess-control-request-method: POST\r\n\
+                        access-control-request-headers: content-type,x-grpc-web\r\n";
+        let answer = ask("OPTIONS", "a", question).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let allowed = "access-control-allow-headers: accept, content-type, authorization, \
+                       x-grpc-web, x-user-agent, grpc-timeout, token, hasleader, \
+                       client-api-version\r\n";
+        assert!(answer.contains(allowed), "{answer}");
+        let stranger = ask("OPTIONS", "evil.example", question).await;
+        assert!(stranger.starts_with("HTTP/1.1 421 "), "{stranger}");
+
+        // A proxy speaks HTTP/2 with us.
+        let connect = TcpStream::connect(address).await.unwrap();
+        let web = [
+            ("content-type", "application/grpc-web-text"),
+            ("origin", "https://a.example"),
+        ];
+        let (head, body) = http2(connect, "POST", &web).await;
+        assert_eq!(body, "grpc");
+        assert_eq!(head.headers["access-control-allow-origin"], web[1].1);
+        let connect = TcpStream::connect(address).await.unwrap();
+        let question = [
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "X-Grpc-Web"),
+        ];
+        let (head, body) = http2(connect, "OPTIONS", &question).await;
+        assert_eq!((head.status.as_u16(), body.as_str()), (200, ""));
+        shutdown.cancel();
+        serving.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn one_port_serves_both_sides_and_drains() {
     let url = "http://127.0.0.1:0".parse().unwrap();
@@ -434,11 +547,16 @@ async fn one_port_serves_both_sides_and_drains() {
     let connect = || async move { TcpStream::connect(address).await.unwrap() };
     let answer = http1(connect().await, "/version", "").await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    // A call is one in HTTP/2 only, and there everything is one.
     let grpc = "content-type: application/grpc+proto\r\n";
     let answer = http1(connect().await, "/etcdserverpb.KV/Range", grpc)
         .await
         .unwrap();
-    assert!(answer.ends_with("grpc"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    for (method, content_type) in [("POST", "application/grpc+proto"), ("GET", "text/plain")] {
+        let answer = http2(connect().await, method, &[("content-type", content_type)]).await;
+        assert_eq!(answer.1, "grpc");
+    }
 
     let slow = tokio::spawn(http1(connect().await, "/slow", ""));
     tokio::time::sleep(Duration::from_millis(50)).await;
