@@ -154,7 +154,7 @@ impl Membership {
             if !member.is_learner && !may_add_voter(&voters) {
                 return Err(status::MEMBER_NOT_ENOUGH_STARTED.into());
             }
-            if self.connected(&voters) < voters.len() {
+            if !may_grow(self.connected(&voters), voters.len()) {
                 return Err(status::UNHEALTHY.into());
             }
         }
@@ -312,6 +312,12 @@ fn may_add_voter(voters: &[Member]) -> bool {
     is_second || started(voters) >= quorum(voters.len() + 1)
 }
 
+/// With one more member that is not there, a learner even, those that are
+/// connected must be a quorum (etcdserver/util.go). Who is alone always is.
+fn may_grow(connected: usize, voters: usize) -> bool {
+    voters == 1 || connected >= quorum(voters + 1)
+}
+
 /// Counts the learner among the started ones: it has the leader's log.
 fn may_promote(voters: &[Member]) -> bool {
     started(voters) + 1 >= quorum(voters.len() + 1)
@@ -397,6 +403,16 @@ mod tests {
         assert!(may_add_voter(&voters(3, 3)));
         assert!(may_add_voter(&voters(3, 4)));
         assert!(!may_add_voter(&voters(0, 1)));
+    }
+
+    /// CLU-7: as etcd's TestCtlV3MemberAddAsLearnerWithOneMemberDown has it.
+    #[test]
+    fn a_member_is_added_while_the_connected_ones_stay_a_quorum() {
+        assert!(may_grow(1, 1));
+        assert!(may_grow(2, 2) && !may_grow(1, 2));
+        assert!(may_grow(3, 3) && !may_grow(2, 3));
+        assert!(may_grow(3, 4) && !may_grow(2, 4));
+        assert!(may_grow(4, 5) && !may_grow(3, 5));
     }
 
     /// CLU-8.
