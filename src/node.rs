@@ -5,9 +5,10 @@
 //! commit (watchers, leases) is wired here too, so that the layers below need
 //! not know who listens.
 //!
-//! A node starts in this order: ports for probes, the data directory, the port
-//! for peers, consensus. Then it waits for its cluster: clients are served once
-//! it has made itself known through the log, which takes a majority.
+//! A node starts in this order: the data directory is locked and certificates
+//! are looked at, ports for probes, the state, the port for peers, consensus.
+//! Then it waits for its cluster: clients are served once it has made itself
+//! known through the log, which takes a majority.
 //!
 //! A node stops in this order: leadership is handed over, listeners accept no
 //! more, watch streams end, running calls finish, the log drains into the
@@ -32,18 +33,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::chores::{auto_compact, check_hash, checkpoint_leases, expire_leases};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, SelfMades};
 use crate::consensus::transfer::{self, Outgoing};
 use crate::consensus::{self, Consensus, Links, PeerTransport, Peers, ProposeError};
 use crate::http::listener::{self, BindError, Listener, Services};
-use crate::http::tls::TlsError;
+use crate::http::tls::{SelfMadeError, TlsError};
 use crate::http::{self, Url, Versions};
 use crate::lease::Lessor;
 use crate::machine::{Effects, LeaseChange, Published};
 /// What this server says it is.
 pub use crate::rpc::SERVER_VERSION;
 use crate::rpc::{self, STORAGE_VERSION};
-use crate::storage::data_dir::DataDir;
+use crate::storage::data_dir::{DataDir, open_data_dir};
 use crate::storage::{OpenError, StorageError};
 use crate::watch::Hub;
 use clients::Clients;
@@ -59,6 +60,8 @@ pub enum StartError {
     Bind(#[from] BindError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    SelfMade(#[from] SelfMadeError),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
@@ -138,7 +141,7 @@ impl Node {
     /// when the options do not fit the data or the cluster.
     pub async fn open(config: Config) -> Result<Node, StartError> {
         let ports = Ports::bind(&config)?;
-        check_tls(&config)?;
+        let data_dir = open_directory(&config).await?;
         let client_addrs = ports.client.iter().filter_map(Listener::local_addr);
         let client_addrs: Vec<SocketAddr> = client_addrs.collect();
         let shutdown = CancellationToken::new();
@@ -151,7 +154,7 @@ impl Node {
         listeners.spawn(listener::serve(
             ports.metrics,
             Services::One(http::metrics_router(probes.clone())),
-            config.tls.clone(),
+            metrics_tls(&config),
             config.connections.clone(),
             shutdown.clone(),
         ));
@@ -162,7 +165,7 @@ impl Node {
             identity,
             machine,
             store,
-        } = founding::open(&config).await?;
+        } = founding::open(&config, data_dir).await?;
         // Not before: who founds a cluster asks the other founders whether they
         // have started, and a port that accepts and does not answer would keep
         // them waiting for each other.
@@ -442,6 +445,33 @@ impl Ports {
 
 fn bind(config: &Config, urls: &[Url]) -> Result<Vec<Listener>, BindError> {
     Listener::bind_all(urls, &config.listen.sockets)
+}
+
+/// Opens the data directory, which is also where certificates are that the
+/// server makes for itself.
+async fn open_directory(config: &Config) -> Result<DataDir, StartError> {
+    let config = config.clone();
+    let opening = move || -> Result<DataDir, StartError> {
+        let data_dir = open_data_dir(&config.data_dir)?;
+        let SelfMades { client, peer } = &config.self_made;
+        for self_made in [client, peer].into_iter().flatten() {
+            self_made.make_if_missing()?;
+        }
+        check_tls(&config)?;
+        Ok(data_dir)
+    };
+    tokio::task::spawn_blocking(opening).await?
+}
+
+/// The ports for metrics compare a client's address with its certificate, as
+/// etcd does there and not on the client port (server/embed/etcd.go,
+/// `createMetricsListener`).
+fn metrics_tls(config: &Config) -> Option<http::tls::Settings> {
+    let tls = config.tls.clone()?;
+    Some(http::tls::Settings {
+        checks_origin: true,
+        ..tls
+    })
 }
 
 /// Reads all certificates once, so that a start fails on a bad one.

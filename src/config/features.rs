@@ -69,7 +69,7 @@ const GATES: &[Gate] = &[
     beta("TxnModeWriteWithSharedBuffer"),
     alpha("LeaseCheckpoint").built().on(),
     alpha("LeaseCheckpointPersist"),
-    alpha("SetMemberLocalAddr"),
+    alpha("SetMemberLocalAddr").built(),
     beta("FastLeaseKeepAlive"),
     alpha("PriorityRequest"),
 ];

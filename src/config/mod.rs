@@ -21,6 +21,7 @@ mod source;
 mod tls;
 mod value;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use flags::{FLAGS, Fate};
 pub use help::{help, usage};
 pub use initial::{Bootstrap, Initial, Joining, Known, Start};
 use source::Values;
-pub use tls::PeerTls;
+pub use tls::{PeerTls, SelfMades};
 
 /// Requests above this size are legal but unwise (etcd's limit for a remark).
 const REMARKABLE_REQUEST_BYTES: u64 = 10 << 20;
@@ -66,6 +67,10 @@ pub struct Config {
     pub tls: Option<crate::http::tls::Settings>,
     /// TLS between members.
     pub peer_tls: PeerTls,
+    /// Those of the certificates above that are to be made if they are missing.
+    pub self_made: SelfMades,
+    /// Where connections to other members come from; none: the system chooses.
+    pub peer_local_address: Option<IpAddr>,
     /// Who may use the plain HTTP paths.
     pub access: Access,
     /// Whether `/v3/` is to be served.
@@ -257,8 +262,12 @@ impl Config {
         let values = &values;
 
         let listen = listen(values)?;
-        let tls = tls::settings(values, &listen, &mut notices)?;
-        let peer_tls = tls::peer_settings(values, &listen)?;
+        let name = values.text("name");
+        let data_dir = path(values, "data-dir").unwrap_or_else(|| format!("{name}.stele").into());
+        let self_made = tls::self_made(values, &listen, &data_dir, &mut notices)?;
+        let tls = tls::settings(values, &listen, self_made.client.as_ref(), &mut notices)?;
+        let peer = self_made.peer.as_ref();
+        let peer_tls = tls::peer_settings(values, &listen, peer, &mut notices)?;
         let (heartbeat, election_timeout) = raft_times(values)?;
         let features = feature_gates(values, old_gates, &mut notices)?;
         if values.duration("compact-hash-check-time").is_zero() {
@@ -266,15 +275,17 @@ impl Config {
         }
         one_of(values, "logger", &["zap"])?;
 
-        let name = values.text("name");
+        let initial = Initial::from_values(values)?;
         Ok(Config {
-            data_dir: path(values, "data-dir").unwrap_or_else(|| format!("{name}.stele").into()),
+            data_dir,
             wal_dir: path(values, "wal-dir"),
-            initial: Initial::from_values(values)?,
+            peer_local_address: peer_local_address(&features, &initial, &mut notices),
+            initial,
             advertise_client_urls: advertise_client_urls(values)?,
             connections: connections(values),
             tls,
             peer_tls,
+            self_made,
             access: Access {
                 origins: origins(values)?,
                 hosts: values.list("host-whitelist"),
@@ -543,6 +554,31 @@ fn feature_gates(
         ));
     }
     Ok(features)
+}
+
+/// With the gate `SetMemberLocalAddr`: the first address by which others reach
+/// this member, so that they see its connections come from there (etcd
+/// server/embed/config.go, `InferLocalAddr`).
+fn peer_local_address(
+    features: &[Feature],
+    initial: &Initial,
+    notices: &mut Vec<String>,
+) -> Option<IpAddr> {
+    const GATE: &str = "SetMemberLocalAddr";
+    let mut gates = features.iter();
+    if !gates.any(|feature| feature.name == GATE && feature.is_on) {
+        return None;
+    }
+    let urls = initial.peer_urls().iter();
+    let mut addresses = urls.filter_map(|url| url.host_and_port()?.0.parse::<IpAddr>().ok());
+    let address = addresses.find(|address| !address.is_loopback() && !address.is_unspecified());
+    if address.is_none() {
+        notices.push(format!(
+            "feature gate {GATE} has no effect: no URL of --initial-advertise-peer-urls has an \
+             address that is not of this machine alone"
+        ));
+    }
+    address
 }
 
 /// Origins are URLs without a path, or the star.

@@ -295,7 +295,7 @@ fn options_are_checked_against_each_other() {
         ),
         (
             "--listen-metrics-urls https://127.0.0.1:1 --cert-file c",
-            "https://127.0.0.1:1 needs --cert-file and --key-file",
+            "https://127.0.0.1:1 needs --cert-file and --key-file, or --auto-tls",
         ),
         (
             "--listen-metrics-urls https://127.0.0.1:1 --cert-file c --key-file k --client-cert-auth",
@@ -350,9 +350,12 @@ fn options_are_checked_against_each_other() {
             r#"--cors: "example.com" is neither a URL nor *"#,
         ),
         (
-            "--auto-tls",
-            "--auto-tls: self-made certificates come in a later release of stele; give --cert-file \
-             and --key-file",
+            "--auto-tls --self-signed-cert-validity 0",
+            "--self-signed-cert-validity is 0, must be from 1 to 1000 years",
+        ),
+        (
+            "--peer-auto-tls --self-signed-cert-validity 1001",
+            "--self-signed-cert-validity is 1001, must be from 1 to 1000 years",
         ),
         (
             "--discovery-srv example.com",
@@ -578,7 +581,7 @@ fn tls_between_members() {
     let refusals = [
         (
             peers.to_owned(),
-            "https://127.0.0.1:2380 needs --peer-cert-file and --peer-key-file",
+            "https://127.0.0.1:2380 needs --peer-cert-file and --peer-key-file, or --peer-auto-tls",
         ),
         (
             format!("{peers} --peer-cert-file c"),
@@ -587,6 +590,10 @@ fn tls_between_members() {
         (
             format!("{peers} --peer-cert-file c --peer-key-file k --peer-client-cert-auth"),
             "--peer-client-cert-auth needs --peer-trusted-ca-file",
+        ),
+        (
+            format!("{peers} --peer-cert-file c --peer-key-file k --peer-crl-file crl"),
+            "--peer-crl-file needs --peer-trusted-ca-file",
         ),
     ];
     for (args, text) in refusals {
@@ -599,12 +606,105 @@ fn tls_between_members() {
     ));
     let port = full.peer_tls.listen.unwrap();
     assert_eq!(port.cert_file, PathBuf::from("c"));
+    assert!(port.checks_origin);
     let auth = port.client_auth.unwrap();
     assert_eq!(auth.allowed_common_names, ["a", "b"]);
     assert_eq!(auth.crl_file, Some(PathBuf::from("crl")));
     let dial = full.peer_tls.dial.unwrap();
     assert_eq!(dial.key_pair.unwrap().cert_file, PathBuf::from("cc"));
+    assert_eq!(dial.trust, Trust::Authorities(PathBuf::from("ca")));
     assert_eq!(config("").peer_tls, PeerTls::default());
+    let anywhere = config(&format!(
+        "{peers} --peer-cert-file c --peer-key-file k --peer-trusted-ca-file ca \
+         --peer-skip-client-san-verification"
+    ));
+    assert!(!anywhere.peer_tls.listen.unwrap().checks_origin);
+    assert!(anywhere.notices.is_empty(), "{:?}", anywhere.notices);
+}
+
+#[test]
+fn certificates_can_be_made_by_the_server() {
+    let made = config(
+        "--data-dir d --auto-tls --peer-auto-tls --self-signed-cert-validity 3 \
+         --listen-client-urls https://127.0.0.1:2379,https://[::1]:2379,unixs:///run/s \
+         --advertise-client-urls https://127.0.0.1:2379 \
+         --listen-client-http-urls https://127.0.0.1:2381 --listen-peer-urls https://0.0.0.0:2380",
+    );
+    assert!(made.notices.is_empty(), "{:?}", made.notices);
+    let client = SelfMade {
+        directory: PathBuf::from("d/fixtures/client"),
+        hosts: ["127.0.0.1", "::1", "localhost"]
+            .map(str::to_owned)
+            .to_vec(),
+        validity_years: 3,
+    };
+    let peer = SelfMade {
+        directory: PathBuf::from("d/fixtures/peer"),
+        hosts: vec!["0.0.0.0".to_owned()],
+        validity_years: 3,
+    };
+    let tls = made.tls.unwrap();
+    assert_eq!(
+        (tls.cert_file, tls.key_file),
+        (client.cert_file(), client.key_file())
+    );
+    let port = made.peer_tls.listen.unwrap();
+    assert_eq!(port.cert_file, peer.cert_file());
+    assert_eq!(port.client_auth, None);
+    let dial = made.peer_tls.dial.unwrap();
+    assert_eq!(dial.trust, Trust::Anybody);
+    assert_eq!(dial.key_pair.unwrap().key_file, peer.key_file());
+    let (client, peer) = (Some(client), Some(peer));
+    assert_eq!(made.self_made, SelfMades { client, peer });
+}
+
+#[test]
+fn self_made_certificates_give_way_and_ask_nobody() {
+    let https = "--listen-client-urls https://127.0.0.1:1 --advertise-client-urls https://a:1 \
+                 --auto-tls";
+    let given = config(&format!("{https} --cert-file c --key-file k"));
+    assert_eq!(given.self_made, SelfMades::default());
+    assert_eq!(given.tls.unwrap().cert_file, PathBuf::from("c"));
+    assert_eq!(
+        given.notices,
+        ["--auto-tls is ignored, since --cert-file, --key-file is given"]
+    );
+    let asking = config(&format!("{https} --client-cert-auth --trusted-ca-file ca"));
+    assert_eq!(asking.tls.unwrap().client_auth, None);
+    assert_eq!(
+        asking.notices,
+        [
+            "--auto-tls asks nobody for a certificate and trusts everybody; unused: \
+             --client-cert-auth, --trusted-ca-file"
+        ]
+    );
+    let peers = config("--peer-auto-tls --peer-trusted-ca-file ca");
+    assert_eq!(peers.peer_tls.listen, None);
+    assert_eq!(peers.notices.len(), 1, "{:?}", peers.notices);
+}
+
+#[test]
+fn connections_to_peers_can_come_from_where_others_dial() {
+    let with = |urls: &str| {
+        config(&format!(
+            "--feature-gates SetMemberLocalAddr=true --initial-advertise-peer-urls {urls} \
+             --initial-cluster default={}",
+            urls.replace(',', ",default=")
+        ))
+    };
+    let local = "http://localhost:1,http://127.0.0.1:2,http://0.0.0.0:3";
+    let some = with(&format!(
+        "{local},http://[2001:db8::1]:4,http://192.0.2.1:5"
+    ));
+    assert_eq!(
+        some.peer_local_address,
+        Some("2001:db8::1".parse().unwrap())
+    );
+    assert!(some.notices.is_empty(), "{:?}", some.notices);
+    let none = with(local);
+    assert_eq!(none.peer_local_address, None);
+    assert!(none.notices[0].starts_with("feature gate SetMemberLocalAddr has no effect"));
+    assert_eq!(config("--initial-advertise-peer-urls http://192.0.2.1:5 --initial-cluster default=http://192.0.2.1:5").peer_local_address, None);
 }
 
 #[test]

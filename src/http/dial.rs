@@ -6,6 +6,7 @@
 //! when to dial again. Pings find a silent partition while a call is open.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,7 +19,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tower::Service;
 
 use super::Url;
@@ -33,6 +34,8 @@ const WINDOW_BYTES: u32 = 1 << 20;
 pub struct Settings {
     /// For `https` and `unixs`.
     pub tls: Option<ClientTls>,
+    /// Where connections come from; none: the system chooses.
+    pub local_address: Option<IpAddr>,
     /// How long connecting may take, handshakes included.
     pub connect_limit: Duration,
     /// After how long without traffic the other side is pinged.
@@ -120,7 +123,8 @@ impl Dialer {
             source,
         };
         if let Some((host, port)) = url.host_and_port() {
-            let stream = TcpStream::connect((host, port)).await.map_err(failed)?;
+            let stream = connect_tcp(host, port, self.settings.local_address).await;
+            let stream = stream.map_err(failed)?;
             tune(&stream);
             return self.secure(url, host, stream, headers).await;
         }
@@ -189,6 +193,36 @@ impl Dialer {
     }
 }
 
+/// Tries the addresses of a host in turn.
+async fn connect_tcp(host: &str, port: u16, local: Option<IpAddr>) -> io::Result<TcpStream> {
+    let Some(local) = local else {
+        return TcpStream::connect((host, port)).await;
+    };
+    let mut failure = io::Error::new(
+        io::ErrorKind::AddrNotAvailable,
+        format!("{host} has no address of the kind of {local}"),
+    );
+    for remote in lookup_host((host, port)).await? {
+        if remote.is_ipv4() != local.is_ipv4() {
+            continue;
+        }
+        match connect_from(local, remote).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+async fn connect_from(local: IpAddr, remote: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match remote {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.bind(SocketAddr::new(local, 0))?;
+    socket.connect(remote).await
+}
+
 /// The host and port of a URL; a socket file has neither.
 fn authority(url: &Url) -> Authority {
     let text = url.as_str().split_once("://").map(|(_, rest)| rest);
@@ -230,5 +264,28 @@ impl<B: RequestBody> Service<Request<B>> for Link<B> {
             request.headers_mut().insert(name, value.clone());
         }
         Box::pin(self.requests.send_request(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_come_from_the_given_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for local in ["127.0.0.1", "127.0.0.2"] {
+            let local: IpAddr = local.parse().unwrap();
+            let stream = connect_tcp("localhost", port, Some(local)).await.unwrap();
+            let (_accepted, peer) = listener.accept().await.unwrap();
+            assert_eq!(peer, stream.local_addr().unwrap());
+            assert_eq!(peer.ip(), local);
+        }
+        let local = Some("::1".parse().unwrap());
+        let failure = connect_tcp("127.0.0.1", port, local).await.unwrap_err();
+        assert_eq!(failure.kind(), io::ErrorKind::AddrNotAvailable);
     }
 }

@@ -383,29 +383,37 @@ impl<G: Side> Port<G> {
                         tls = port.security.of(&stream) => tls,
                         () = port.shutdown.cancelled() => return,
                     };
-                    port.greet(stream, &peer.to_string(), tls).await;
+                    port.greet(stream, Some(peer), tls).await;
                 });
             }
             Socket::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
                 tokio::spawn(async move {
                     let _slot = slot;
-                    port.greet(stream, "unix", port.security.only()).await;
+                    port.greet(stream, None, port.security.only()).await;
                 });
             }
         }
         Ok(())
     }
 
-    /// Takes a connection through its handshake, if there is to be one.
-    async fn greet<S>(&self, stream: S, peer: &str, tls: Option<&Arc<tls::Settings>>)
-    where
+    /// Takes a connection through its handshake, if there is to be one. Without
+    /// an address it came over a socket file.
+    async fn greet<S>(
+        &self,
+        stream: S,
+        address: Option<SocketAddr>,
+        tls: Option<&Arc<tls::Settings>>,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let peer = address.map_or("unix".to_owned(), |address| address.to_string());
+        let peer = peer.as_str();
         let Some(tls) = tls else {
             return self.serve(stream, peer, false).await;
         };
-        let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, Arc::clone(tls).accept(stream));
+        let accepted = Arc::clone(tls).accept(stream, address.map(|address| address.ip()));
+        let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, accepted);
         let result = tokio::select! {
             result = handshake => result,
             () = self.shutdown.cancelled() => return,

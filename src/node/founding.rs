@@ -16,7 +16,7 @@ use crate::metrics;
 use crate::mvcc::Store;
 use crate::proto::etcdserverpb::Member;
 use crate::rpc::SERVER_VERSION;
-use crate::storage::data_dir::{DataDir, open_data_dir};
+use crate::storage::data_dir::DataDir;
 use crate::storage::{Engine, StorageError};
 
 /// The cluster version as metrics name it.
@@ -35,10 +35,10 @@ pub(super) struct Opened {
     pub(super) store: Store,
 }
 
-/// Opens the data directory; one that is empty becomes a member's.
-pub(super) async fn open(config: &Config) -> Result<Opened, StartError> {
+/// Opens what is in the data directory; one that is empty becomes a member's.
+pub(super) async fn open(config: &Config, data_dir: DataDir) -> Result<Opened, StartError> {
     let opening = config.clone();
-    let opened = tokio::task::spawn_blocking(move || open_engine(&opening)).await??;
+    let opened = tokio::task::spawn_blocking(move || open_engine(&opening, data_dir)).await??;
     let (data_dir, engine, identity) = opened;
     let identity = match identity {
         Some(identity) => identity,
@@ -68,8 +68,7 @@ pub(super) async fn open(config: &Config) -> Result<Opened, StartError> {
 
 type OpenedEngine = (DataDir, Arc<Engine>, Option<Identity>);
 
-fn open_engine(config: &Config) -> Result<OpenedEngine, StartError> {
-    let data_dir = open_data_dir(&config.data_dir)?;
+fn open_engine(config: &Config, data_dir: DataDir) -> Result<OpenedEngine, StartError> {
     let settings = settings::storage(config);
     let engine = Arc::new(Engine::open(&data_dir.state_dir(), &settings)?);
     let identity = Identity::load(&engine)?;
@@ -102,7 +101,8 @@ async fn check_founders(config: &Config, new: &config::Bootstrap) -> Result<(), 
     if urls.is_empty() {
         return Ok(());
     }
-    let asking = consensus::members_of(&urls, config.peer_tls.dial.as_ref());
+    let tls = config.peer_tls.dial.as_ref();
+    let asking = consensus::members_of(&urls, tls, config.peer_local_address);
     match tokio::time::timeout(FOUNDERS_LIMIT, asking).await {
         Ok(Ok((cluster_id, members))) => {
             let members: Vec<Known> = members.into_iter().map(known).collect();
@@ -115,7 +115,8 @@ async fn check_founders(config: &Config, new: &config::Bootstrap) -> Result<(), 
 
 async fn join(config: &Config, joining: &Joining) -> Result<(Identity, Vec<Member>), StartError> {
     let urls = joining.other_urls();
-    let asking = consensus::members_of(&urls, config.peer_tls.dial.as_ref());
+    let tls = config.peer_tls.dial.as_ref();
+    let asking = consensus::members_of(&urls, tls, config.peer_local_address);
     let (cluster_id, members) = asking.await.map_err(|reason| {
         warn!(reason, "no member of the cluster has answered");
         StartError::NoCluster

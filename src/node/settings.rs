@@ -68,6 +68,7 @@ pub(super) fn transport(config: &Config, identity: Identity) -> transport::Setti
         peer_urls: peer_urls.map(ToString::to_string).collect(),
         election_timeout: config.election_timeout,
         tls: config.peer_tls.dial.clone(),
+        local_address: config.peer_local_address,
     }
 }
 

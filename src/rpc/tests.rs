@@ -76,6 +76,7 @@ impl Fixture {
             peer_urls: vec!["http://127.0.0.1:1".to_owned()],
             election_timeout: ELECTION_TIMEOUT,
             tls: None,
+            local_address: None,
         };
         let transport = PeerTransport::new(transport, inbox, None);
         let peers = transport.peers();

@@ -7,6 +7,7 @@
 //!            raft/    the raft log
 //!            outgoing/, incoming/   copies of the state on their way to and
 //!                     from other members, if any
+//!            fixtures/       certificates the server has made for itself, if any
 //! ```
 //!
 //! [`open_data_dir`] promises: the directory is ours or was empty, no other
@@ -27,6 +28,8 @@ const FORMAT: &str = "FORMAT";
 const FORMAT_NEW: &str = "FORMAT.new";
 const FORMAT_PREFIX: &str = "stele data directory, format ";
 const LOCK: &str = "LOCK";
+/// Certificates that a server has made for itself; the same place in etcd.
+const SELF_MADE: &str = "fixtures";
 /// What a file system puts at the root of a volume.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -105,7 +108,7 @@ fn check_ours_or_empty(path: &Path) -> Result<(), OpenError> {
     for entry in fs::read_dir(path).map_err(io_error)? {
         let name = entry.map_err(io_error)?.file_name();
         // The first two: a first start that was interrupted.
-        if ![LOCK, FORMAT_NEW, LOST_AND_FOUND]
+        if ![LOCK, FORMAT_NEW, LOST_AND_FOUND, SELF_MADE]
             .iter()
             .any(|&own| name == *own)
         {
@@ -275,6 +278,7 @@ mod tests {
         fs::write(root.path().join(LOCK), "").unwrap();
         fs::write(root.path().join(FORMAT_NEW), "ste").unwrap();
         fs::create_dir(root.path().join(LOST_AND_FOUND)).unwrap();
+        fs::create_dir_all(root.path().join(SELF_MADE).join("client")).unwrap();
         open_data_dir(root.path()).unwrap();
     }
 }

@@ -108,6 +108,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("hyper_util", &["http"]),
     ("rustls", &["http"]),
     ("tokio_rustls", &["http"]),
+    ("webpki", &["http"]),
+    ("x509_cert", &["http"]),
+    ("rcgen", &["http"]),
+    ("dns_lookup", &["http"]),
     ("clap", &["cli.rs", "config"]),
 ];
 

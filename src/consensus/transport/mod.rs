@@ -27,6 +27,7 @@ mod tests;
 pub mod wire;
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub struct Settings {
     pub election_timeout: Duration,
     /// For dialing `https`.
     pub tls: Option<ClientTls>,
+    /// Where connections to others come from; none: the system chooses.
+    pub local_address: Option<IpAddr>,
 }
 
 /// Sends the state of this member to others.
@@ -114,6 +117,7 @@ impl PeerTransport {
     ) -> PeerTransport {
         let dialer = Dialer::new(dial::Settings {
             tls: settings.tls.clone(),
+            local_address: settings.local_address,
             connect_limit: settings.election_timeout,
             ping_interval: settings.election_timeout / 2,
             ping_timeout: settings.election_timeout,

@@ -6,6 +6,7 @@
 //! to the caller; a peer that falls silent ends its calls about an election
 //! timeout later.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,9 +143,11 @@ fn no_member(id: u64) -> Status {
 pub async fn members_of(
     urls: &[String],
     tls: Option<&ClientTls>,
+    local_address: Option<IpAddr>,
 ) -> Result<(u64, Vec<Member>), String> {
     let dialer = Dialer::new(dial::Settings {
         tls: tls.cloned(),
+        local_address,
         connect_limit: JOIN_LIMIT,
         ping_interval: JOIN_LIMIT,
         ping_timeout: JOIN_LIMIT,

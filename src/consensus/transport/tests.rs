@@ -21,7 +21,7 @@ use super::super::drive::Event;
 use super::super::{Events, inbox};
 use super::*;
 use crate::http::listener::{self, Listener, Services, SocketOptions};
-use crate::http::tls::{self, ClientAuth, KeyPair, Version};
+use crate::http::tls::{self, ClientAuth, KeyPair, Trust, Version};
 use crate::proto::etcdserverpb::{
     HashKvResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member,
 };
@@ -112,6 +112,7 @@ fn setup(id: u64) -> Setup {
             peer_urls: Vec::new(),
             election_timeout: Duration::from_secs(2),
             tls: None,
+            local_address: None,
         },
         listen: "http://127.0.0.1:0".to_owned(),
         server_tls: None,
@@ -538,9 +539,9 @@ async fn whoever_joins_asks_one_url_after_the_other() {
     let two = setup(2).start();
     let nobody = "http://127.0.0.1:1".to_owned();
     let urls = ["no url".to_owned(), nobody.clone(), two.url.clone()];
-    let (cluster_id, members) = members_of(&urls, None).await.unwrap();
+    let (cluster_id, members) = members_of(&urls, None, None).await.unwrap();
     assert_eq!((cluster_id, members[0].id), (CLUSTER, 2));
-    let failure = members_of(&[nobody], None).await.unwrap_err();
+    let failure = members_of(&[nobody], None, None).await.unwrap_err();
     assert!(failure.contains("http://127.0.0.1:1"), "{failure}");
 }
 
@@ -799,6 +800,7 @@ impl Authority {
                 allowed_hostnames: Vec::new(),
                 allowed_common_names: common_names.iter().map(|n| (*n).to_owned()).collect(),
             }),
+            checks_origin: true,
             min_version: Version::Tls12,
             max_version: Version::Tls13,
             cipher_suites: Vec::new(),
@@ -809,7 +811,7 @@ impl Authority {
 fn client_tls(ca_file: &Path, key_pair: Option<KeyPair>, common_names: &[&str]) -> ClientTls {
     ClientTls {
         key_pair,
-        ca_file: ca_file.to_owned(),
+        trust: Trust::Authorities(ca_file.to_owned()),
         allowed_hostnames: Vec::new(),
         allowed_common_names: common_names.iter().map(|n| (*n).to_owned()).collect(),
         min_version: Version::Tls12,
@@ -865,7 +867,7 @@ async fn certificates_decide_who_is_a_member() {
             one.send(append(1, 2, 1, 3 << 20));
             assert_eq!(two.receive().await.index, 1);
             assert!(
-                members_of(std::slice::from_ref(&two.url), tls.as_ref())
+                members_of(std::slice::from_ref(&two.url), tls.as_ref(), None)
                     .await
                     .is_ok()
             );
@@ -873,7 +875,7 @@ async fn certificates_decide_who_is_a_member() {
             tokio::time::sleep(Duration::from_millis(300)).await;
             assert_eq!(one.transport.peers().is_connected(2), None, "{tls:?}");
             assert!(
-                members_of(std::slice::from_ref(&two.url), tls.as_ref())
+                members_of(std::slice::from_ref(&two.url), tls.as_ref(), None)
                     .await
                     .is_err()
             );

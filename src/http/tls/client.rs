@@ -1,34 +1,39 @@
 //! TLS of connections that this member opens to others.
 //!
 //! As for the ports, all files are read again for each handshake. The other
-//! side is always checked against the given authorities and the host of the
-//! URL that was dialed; lists of names narrow that further, as etcd's
+//! side is checked against the given authorities and the host of the URL that
+//! was dialed; lists of names narrow that further, as etcd's
 //! `--peer-cert-allowed-cn` and `--peer-cert-allowed-hostname` do on both
-//! sides (etcd client/pkg/transport/listener.go, `baseConfig`).
+//! sides (etcd client/pkg/transport/listener.go, `baseConfig`). Only members
+//! with certificates of their own making (`--peer-auto-tls`) trust anybody.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::server::ParsedCertificate;
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{
-    AllowedNames, TlsError, Version, authorities, certificates, private_key, provider, versions,
-};
+use super::anchored::{Purpose, is_anchor};
+use super::names::AllowedNames;
+use super::refusal::{check_key, explain};
+use super::{TlsError, Version, authorities, certificates, certified_key, provider, versions};
 
 /// How this member dials a port that speaks TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientTls {
     /// Shown to the other side if it asks.
     pub key_pair: Option<KeyPair>,
-    /// Who may have signed the certificate of the other side.
-    pub ca_file: PathBuf,
+    pub trust: Trust,
     /// Names of which that certificate must have one besides the host that is
     /// dialed; empty: any.
     pub allowed_hostnames: Vec<String>,
@@ -38,6 +43,16 @@ pub struct ClientTls {
     pub max_version: Version,
     /// Suites of TLS 1.2 to offer, by IANA's names; empty: all.
     pub cipher_suites: Vec<String>,
+}
+
+/// Which certificates of the other side are good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// What the authorities in this file have signed for the host that is
+    /// dialed.
+    Authorities(PathBuf),
+    /// All: who listens in is kept out, who stands in between is not.
+    Anybody,
 }
 
 /// Files in PEM.
@@ -73,21 +88,21 @@ impl ClientTls {
     fn client_config(&self) -> Result<ClientConfig, TlsError> {
         let versions = versions(self.min_version, self.max_version);
         let provider = Arc::new(provider(&self.cipher_suites, versions)?);
-        let roots = Arc::new(authorities(&self.ca_file)?);
-        let inner = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
-        let inner = inner.build()?;
-        let builder = ClientConfig::builder_with_provider(provider)
+        let verifier: Arc<dyn ServerCertVerifier> = match &self.trust {
+            Trust::Authorities(path) => Arc::new(self.named_servers(path, &provider)?),
+            Trust::Anybody => Arc::new(AnyServer {
+                algorithms: provider.signature_verification_algorithms,
+            }),
+        };
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(versions)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(NamedServers {
-                inner,
-                allowed: AllowedNames::new(&self.allowed_hostnames, &self.allowed_common_names),
-            }));
+            .with_custom_certificate_verifier(verifier);
         let mut config = match &self.key_pair {
-            Some(pair) => builder.with_client_auth_cert(
-                certificates(&pair.cert_file)?,
-                private_key(&pair.key_file)?,
-            )?,
+            Some(pair) => {
+                let own = certified_key(&pair.cert_file, &pair.key_file, &provider)?;
+                builder.with_client_cert_resolver(Arc::new(own))
+            }
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
@@ -95,13 +110,29 @@ impl ClientTls {
         config.resumption = rustls::client::Resumption::disabled();
         Ok(config)
     }
+
+    fn named_servers(
+        &self,
+        ca_file: &Path,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<NamedServers, TlsError> {
+        let trusted = certificates(ca_file)?;
+        let roots = Arc::new(authorities(ca_file, &trusted)?);
+        let inner = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider));
+        Ok(NamedServers {
+            inner: inner.build()?,
+            authorities: trusted,
+            allowed: AllowedNames::new(&self.allowed_hostnames, &self.allowed_common_names),
+        })
+    }
 }
 
 /// Trusts servers whose certificate is good, and has one of some names.
 #[derive(Debug)]
 struct NamedServers {
     inner: Arc<WebPkiServerVerifier>,
-    allowed: Option<AllowedNames>,
+    authorities: Vec<CertificateDer<'static>>,
+    allowed: AllowedNames,
 }
 
 impl ServerCertVerifier for NamedServers {
@@ -112,18 +143,23 @@ impl ServerCertVerifier for NamedServers {
         server_name: &ServerName<'_>,
         ocsp_response: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
+    ) -> Result<ServerCertVerified, Error> {
+        check_key(end_entity)?;
         let verified = self.inner.verify_server_cert(
             end_entity,
             intermediates,
             server_name,
             ocsp_response,
             now,
-        )?;
-        if let Some(allowed) = &self.allowed {
-            allowed.check(end_entity)?;
+        );
+        if let Err(error) = verified {
+            if !is_anchor(end_entity, &self.authorities, Purpose::Server, now) {
+                return Err(explain(error, end_entity, intermediates));
+            }
+            verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
         }
-        Ok(verified)
+        self.allowed.check(end_entity)?;
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -131,7 +167,7 @@ impl ServerCertVerifier for NamedServers {
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+    ) -> Result<HandshakeSignatureValid, Error> {
         self.inner
             .verify_tls12_signature(message, certificate, signature)
     }
@@ -141,12 +177,53 @@ impl ServerCertVerifier for NamedServers {
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+    ) -> Result<HandshakeSignatureValid, Error> {
         self.inner
             .verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
+    }
+}
+
+/// Trusts whoever has the key of the certificate it shows.
+#[derive(Debug)]
+struct AnyServer {
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
     }
 }

@@ -1,10 +1,19 @@
-//! Handshakes with certificates made for the occasion.
+//! Handshakes with certificates made for the occasion, or, of kinds that no
+//! library makes any more, from `tests/data/tls`.
+
+mod clients;
+mod dialing;
+mod revocations;
 
 use std::time::Duration;
 
 use axum::Router;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SignatureAlgorithm,
+};
 use rustls::ClientConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -23,16 +32,26 @@ struct Authority {
 
 impl Authority {
     fn new() -> Authority {
+        Authority::with_keys(&rcgen::PKCS_ECDSA_P256_SHA256)
+    }
+
+    fn with_keys(algorithm: &'static SignatureAlgorithm) -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let issuer = CertifiedIssuer::self_signed(params, key).unwrap();
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
         Authority { issuer, dir }
     }
 
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A certificate with keys like the authority's own.
     fn certificate(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
-        let key = KeyPair::generate().unwrap();
+        let key = KeyPair::generate_for(self.issuer.key().algorithm()).unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
@@ -55,6 +74,7 @@ impl Authority {
                 allowed_hostnames: names.iter().map(|name| (*name).to_owned()).collect(),
                 allowed_common_names: Vec::new(),
             }),
+            checks_origin: false,
             min_version: Version::Tls12,
             max_version: Version::Tls13,
             cipher_suites: Vec::new(),
@@ -63,24 +83,40 @@ impl Authority {
 
     /// A client with a certificate for `name`, or without one.
     fn client(&self, name: Option<&str>) -> TlsConnector {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.issuer.der().clone()).unwrap();
-        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let config = match name {
-            None => builder.with_no_client_auth(),
-            Some(name) => {
-                let (certificate, key) = self.certificate(name);
-                let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-                builder
-                    .with_client_auth_cert(vec![certificate.der().clone()], key)
-                    .unwrap()
-            }
-        };
-        TlsConnector::from(Arc::new(config))
+        let own = name.map(|name| {
+            let (certificate, key) = self.certificate(name);
+            own(vec![certificate.der().clone()], &key)
+        });
+        client(self.issuer.der(), own, Version::Tls13)
     }
+}
+
+/// What a client shows.
+fn own(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> CertifiedKey {
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let key = aws_lc_rs::default_provider()
+        .key_provider
+        .load_private_key(key);
+    CertifiedKey::new(chain, key.unwrap())
+}
+
+/// A client of a server below `authority`, of one version of TLS.
+fn client(
+    authority: &CertificateDer<'static>,
+    own: Option<CertifiedKey>,
+    version: Version,
+) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone()).unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions(version, version))
+        .unwrap()
+        .with_root_certificates(roots);
+    let config = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own))),
+    };
+    TlsConnector::from(Arc::new(config))
 }
 
 /// Serves on a port of the kernel's choice until the end of the test.
