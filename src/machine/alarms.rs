@@ -116,12 +116,22 @@ impl Machine {
         }
     }
 
+    /// In the metrics. A request can name any member id, and a label stays, so
+    /// those that are no members have none.
     fn show(&self, alarm: (u64, i32)) {
-        if let Ok(kind) = AlarmType::try_from(alarm.1) {
+        let Ok(kind) = AlarmType::try_from(alarm.1) else {
+            return;
+        };
+        let id = format!("{:x}", alarm.0);
+        let labels = [id.as_str(), kind.as_str_name()];
+        if self.members.has(alarm.0) {
             let is_up = self.alarms.active.contains(&alarm);
             metrics::DEBUGGING_SERVER_ALARMS
-                .with_label_values(&[format!("{:x}", alarm.0).as_str(), kind.as_str_name()])
+                .with_label_values(&labels)
                 .set(i64::from(is_up));
+        } else {
+            // Fails if it has none, which is what is wanted.
+            let _ = metrics::DEBUGGING_SERVER_ALARMS.remove_label_values(&labels);
         }
     }
 }

@@ -158,6 +158,10 @@ impl Members {
         self.by_id.values().cloned().collect()
     }
 
+    pub(super) fn has(&self, id: u64) -> bool {
+        self.by_id.contains_key(&id)
+    }
+
     pub(super) fn removed(&self) -> Vec<u64> {
         self.removed.iter().copied().collect()
     }

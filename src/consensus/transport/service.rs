@@ -16,7 +16,7 @@ use raft::eraftpb::MessageType;
 use tokio_stream::Stream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::Group;
 use super::handshake::{self, Refusal};
@@ -37,6 +37,16 @@ use crate::proto::peer::{
 /// Callers whose last refusal is remembered, so that it is logged once. More
 /// are forgotten together.
 const MAX_REFUSED: usize = 64;
+
+/// Messages that come from another member than the one they speak for: a
+/// follower passes proposals and questions for the commit index on to whom it
+/// takes for the leader, with their origin in them, and who asks for a transfer
+/// of leadership names the member that is to lead.
+const PASSED_ON: [MessageType; 3] = [
+    MessageType::MsgPropose,
+    MessageType::MsgReadIndex,
+    MessageType::MsgTransferLeader,
+];
 
 /// What a member answers to others, besides raft's messages.
 #[tonic::async_trait]
@@ -135,7 +145,7 @@ impl Service {
 
     /// Steps raft's messages until the caller ends the call.
     async fn receive(&self, from: u64, frames: &mut Streaming<RaftFrame>) -> Result<(), Status> {
-        let label = format!("{from:x}");
+        let label = self.label(from);
         let received = metrics::NETWORK_PEER_RECEIVED_BYTES_TOTAL.with_label_values(&[&label]);
         let mut pieces = Pieces::default();
         while let Some(frame) = frames.message().await? {
@@ -151,13 +161,22 @@ impl Service {
 
     fn step(&self, from: u64, message: RaftMessage) -> Result<(), Status> {
         let to = self.group.local.settings.member_id;
-        // Who asks for a transfer of leadership names the one who is to lead.
-        let is_transfer = message.msg_type == MessageType::MsgTransferLeader.value();
-        if (message.from != from && !is_transfer) || message.to != to {
+        let is_passed_on = PASSED_ON
+            .iter()
+            .any(|kind| message.msg_type == kind.value());
+        if message.to != to || (message.from != from && !is_passed_on) {
             return Err(Status::invalid_argument(format!(
                 "a message from {:x} to {:x} in a call from {from:x} to {to:x}",
                 message.from, message.to
             )));
+        }
+        if message.from != from && message.from != to && !self.group.knows(message.from) {
+            // Its origin may have been removed on the way.
+            debug!(
+                from = message.from,
+                "a message of a member that is not known was passed on"
+            );
+            return Ok(());
         }
         let message = from_wire(message);
         let message = message.map_err(|garbage| Status::invalid_argument(garbage.to_string()))?;
@@ -168,16 +187,25 @@ impl Service {
         }
         // Dropped if there is no room; raft makes up for it.
         if self.group.local.inbox.step(message).is_err() {
-            count_failure(from);
+            self.count_failure(from);
         }
         Ok(())
     }
-}
 
-fn count_failure(from: u64) {
-    metrics::NETWORK_PEER_RECEIVED_FAILURES_TOTAL
-        .with_label_values(&[&format!("{from:x}")])
-        .inc();
+    fn count_failure(&self, from: u64) {
+        metrics::NETWORK_PEER_RECEIVED_FAILURES_TOTAL
+            .with_label_values(&[&self.label(from)])
+            .inc();
+    }
+
+    /// A caller's label in metrics. Callers can claim any id, and each label
+    /// stays, so only those that are known have one of their own.
+    fn label(&self, from: u64) -> String {
+        match self.group.knows(from) {
+            true => format!("{from:x}"),
+            false => "unknown".to_owned(),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -195,7 +223,7 @@ impl Peer for Service {
         match received {
             Ok(()) => Ok(Response::new(RaftEnd {})),
             Err(status) => {
-                count_failure(from);
+                self.count_failure(from);
                 Err(status)
             }
         }

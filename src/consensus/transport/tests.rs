@@ -288,6 +288,29 @@ async fn a_message_larger_than_any_frame_arrives_whole() {
     }
 }
 
+/// A leader that has moved on hears through others what was meant for it.
+#[tokio::test]
+async fn what_a_member_passes_on_for_another_is_heard() {
+    let (mut one, mut two) = pair().await;
+    let three = setup(3).start();
+    two.transport.set_peers(&[one.peer(), three.peer()]);
+    for (index, kind) in [MessageType::MsgPropose, MessageType::MsgReadIndex]
+        .into_iter()
+        .enumerate()
+    {
+        one.send(message(kind, 3, 2, index as u64));
+        let heard = two.receive().await;
+        assert_eq!((heard.msg_type, heard.from), (kind, 3));
+    }
+    // Nobody knows 4: it is not heard, and the connection stays.
+    one.send(message(MessageType::MsgPropose, 4, 2, 7));
+    one.send(message(MessageType::MsgPropose, 3, 2, 8));
+    assert_eq!(two.receive().await.index, 8);
+    // What only the member itself can say, nobody says for it.
+    one.send(message(MessageType::MsgAppendResponse, 3, 2, 9));
+    one.told_unreachable(2).await;
+}
+
 /// Just a frame's worth.
 const WHOLE: usize = (2 << 20) - 100;
 
