@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tonic::{Request, Response, Status};
 
+use super::hashing::Hashing;
 use super::timing::{Kind, Timer};
-use super::{SERVER_VERSION, STORAGE_VERSION, header, run_blocking, status};
+use super::{SERVER_VERSION, STORAGE_VERSION, header, status};
 use crate::consensus::Consensus;
 use crate::machine::Published;
 use crate::metrics;
@@ -26,6 +27,7 @@ pub(super) struct Service {
     store: Store,
     published: Arc<Published>,
     header: header::Source,
+    hashing: Hashing,
     defragmentation: Defragmentation,
     /// As Status shows it.
     quota_bytes: i64,
@@ -38,6 +40,7 @@ impl Service {
         engine: Arc<Engine>,
         published: Arc<Published>,
         header: header::Source,
+        hashing: Hashing,
         quota_bytes: i64,
     ) -> Service {
         Service {
@@ -45,6 +48,7 @@ impl Service {
             store,
             published,
             header,
+            hashing,
             defragmentation: Defragmentation {
                 engine,
                 is_running: Arc::default(),
@@ -101,8 +105,7 @@ impl Maintenance for Service {
     }
 
     async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        let store = self.store.clone();
-        let hash = run_blocking(move || Ok(store.hash()?)).await?;
+        let hash = self.hashing.hash().await?;
         Ok(Response::new(HashResponse {
             header: self.header.header(self.store.revision()),
             hash,
@@ -114,14 +117,7 @@ impl Maintenance for Service {
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
         let revision = request.into_inner().revision;
-        let store = self.store.clone();
-        let found = run_blocking(move || Ok(store.hash_kv(revision)?)).await?;
-        Ok(Response::new(HashKvResponse {
-            header: self.header.header(found.revision),
-            hash: found.hash,
-            compact_revision: found.compact_revision,
-            hash_revision: found.hash_revision,
-        }))
+        Ok(Response::new(self.hashing.hash_kv(revision).await?))
     }
 
     type SnapshotStream = tokio_stream::Empty<Result<SnapshotResponse, Status>>;
@@ -137,6 +133,7 @@ impl Maintenance for Service {
     }
 
     /// Only the leader can hand over, and only to a member that votes (MNT-27).
+    /// Answers without a header, as etcd.
     async fn move_leader(
         &self,
         request: Request<MoveLeaderRequest>,
@@ -153,9 +150,7 @@ impl Maintenance for Service {
             return Err(status::BAD_LEADER_TRANSFEREE.into());
         }
         self.consensus.transfer_leadership(target).await?;
-        Ok(Response::new(MoveLeaderResponse {
-            header: self.header.header(0),
-        }))
+        Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
     async fn downgrade(

@@ -10,6 +10,7 @@ mod auth;
 mod call;
 mod cluster;
 mod election;
+mod hashing;
 pub mod header;
 mod health;
 mod kv;
@@ -53,6 +54,7 @@ use crate::watch::Hub;
 use call::Leadership;
 pub use call::Services;
 use cluster::Membership;
+use hashing::Hashing;
 use lease_time::LeaseTimes;
 pub use peer_calls::PeerService;
 
@@ -188,10 +190,11 @@ pub fn services(handles: Handles) -> (Services, Arc<PeerService>) {
         },
     ));
     let cluster = cluster::Service::new(membership.clone(), header.clone());
+    let hashing = Hashing::new(store.clone(), header.clone());
     let peer_service = Arc::new(PeerService {
         times,
         membership,
-        store: store.clone(),
+        hashing: hashing.clone(),
         published: published.clone(),
         header: header.clone(),
     });
@@ -201,6 +204,7 @@ pub fn services(handles: Handles) -> (Services, Arc<PeerService>) {
         engine,
         published,
         header.clone(),
+        hashing,
         quota::shown(settings.quota_bytes),
     );
     let auth = auth::Service::new(store, header);

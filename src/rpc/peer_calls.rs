@@ -6,11 +6,11 @@ use std::sync::Arc;
 use tonic::Status;
 
 use super::cluster::Membership;
+use super::hashing::Hashing;
 use super::lease_time::LeaseTimes;
-use super::{SERVER_VERSION, STORAGE_VERSION, header, run_blocking};
+use super::{SERVER_VERSION, STORAGE_VERSION, header};
 use crate::consensus::PeerCalls;
 use crate::machine::Published;
-use crate::mvcc::Store;
 use crate::proto::etcdserverpb::{
     HashKvResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member,
 };
@@ -19,7 +19,7 @@ use crate::proto::peer::VersionResponse;
 pub struct PeerService {
     pub(super) times: Arc<LeaseTimes>,
     pub(super) membership: Arc<Membership>,
-    pub(super) store: Store,
+    pub(super) hashing: Hashing,
     pub(super) published: Arc<Published>,
     pub(super) header: header::Source,
 }
@@ -42,14 +42,7 @@ impl PeerCalls for PeerService {
     }
 
     async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Status> {
-        let store = self.store.clone();
-        let found = run_blocking(move || Ok(store.hash_kv(revision)?)).await?;
-        Ok(HashKvResponse {
-            header: self.header.header(found.revision),
-            hash: found.hash,
-            compact_revision: found.compact_revision,
-            hash_revision: found.hash_revision,
-        })
+        self.hashing.hash_kv(revision).await
     }
 
     fn members(&self) -> (u64, Vec<Member>) {
