@@ -34,6 +34,7 @@ mod drive;
 mod log;
 mod log_writer;
 mod peers;
+mod permits;
 mod proposer;
 mod queue;
 mod raft_logger;
@@ -321,7 +322,7 @@ pub fn start(
     let log = Arc::new(Log::open(&settings.raft_dir)?);
     let run = Run {
         number: rand::random(),
-        first_id: proposer::first_id(member_id),
+        first_id: proposer::first_id(),
     };
     let config = settings.raft_config(machine.applied().0);
     let Assembled {

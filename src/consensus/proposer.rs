@@ -7,14 +7,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message as _;
 use raft::eraftpb::ConfChangeType;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::drive::{Event, Proposal};
+use super::permits::{PERMITS, Permits};
 use super::queue::{Sender, TrySendError};
 use super::replica::Payload;
 use super::shared::{Shared, Status};
@@ -26,11 +27,6 @@ use crate::machine::command::{
 use crate::metrics;
 use crate::proto::command::Header;
 use crate::proto::etcdserverpb::request_op::Request as Op;
-
-/// Commands under way take permits by size, so that both are bounded: 8192
-/// commands, 64 MB. Who finds none left waits, in order.
-const PERMITS: u32 = 8192;
-const BYTES_PER_PERMIT: usize = 8 << 10;
 
 /// Readers that wait for one round: requests of clients, bounded by their
 /// connections long before.
@@ -61,7 +57,7 @@ pub struct Consensus {
 struct Inner {
     drive: Sender<Event>,
     shared: Arc<Shared>,
-    permits: Arc<Semaphore>,
+    permits: Permits,
     last_id: AtomicU64,
     max_request_bytes: usize,
     request_timeout: Duration,
@@ -85,7 +81,7 @@ impl Consensus {
         let inner = Inner {
             drive,
             shared,
-            permits: Arc::new(Semaphore::new(PERMITS as usize)),
+            permits: Permits::new(),
             last_id: AtomicU64::new(first_id),
             max_request_bytes: settings.max_request_bytes,
             request_timeout: settings.request_timeout(),
@@ -151,7 +147,7 @@ impl Consensus {
             return Err(ProposeError::TooLarge);
         }
         let permit = match priority {
-            Priority::Ordinary => Some(self.permit(bytes).await?),
+            Priority::Ordinary => Some(inner.permits.acquire(bytes).await?),
             Priority::First => None,
         };
         let data = Bytes::from(command.encode_to_vec());
@@ -181,13 +177,6 @@ impl Consensus {
         };
         self.hand_over(proposal, &inner.shared.proposals)?;
         outcome.await.unwrap_or(Err(ProposeError::Stopped))
-    }
-
-    async fn permit(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ProposeError> {
-        let needed = u32::try_from(bytes.div_ceil(BYTES_PER_PERMIT)).unwrap_or(PERMITS);
-        let needed = needed.clamp(1, PERMITS);
-        let permit = self.inner.permits.clone().acquire_many_owned(needed).await;
-        permit.map_err(|_| ProposeError::Stopped)
     }
 
     fn hand_over<T>(&self, item: T, place: &Waiting<T>) -> Result<(), ProposeError> {
@@ -369,12 +358,8 @@ impl Drop for Pending {
     }
 }
 
-/// Ids start from the member and the time, so that neither another member nor
-/// an earlier run of this one has used them: 16 bits of member, 40 of
-/// milliseconds, 8 to count with (as etcd pkg/idutil; 256 proposals a
-/// millisecond, on average, would catch up with the clock).
-pub(super) fn first_id(member_id: u64) -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    let millis = since_epoch.map_or(0, |time| time.as_millis() as u64);
-    (member_id & 0xffff) << 48 | (millis & 0xff_ffff_ffff) << 8
+/// Ids start anywhere, so that neither another member nor an earlier run of
+/// this one has used them: clocks can go back, and members' ids can be alike.
+pub(super) fn first_id() -> u64 {
+    rand::random()
 }
