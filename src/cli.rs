@@ -207,11 +207,13 @@ async fn run_node(config: Config) -> ExitCode {
         () = serving => false,
     };
     notify_stopping();
-    tokio::select! {
-        () = node.stop() => info!("stopped"),
-        signal = signals.next() => {
-            error!(signal, "a second signal while stopping, leaving at once");
-            return ExitCode::FAILURE;
+    let mut stopping = std::pin::pin!(node.stop());
+    loop {
+        tokio::select! {
+            () = &mut stopping => break info!("stopped"),
+            // Supervisors and people send several. How long a stop may take is
+            // bounded, and whoever cannot wait has SIGKILL.
+            signal = signals.next() => info!(signal, "stopping already"),
         }
     }
     if has_failed {
@@ -225,6 +227,9 @@ async fn run_node(config: Config) -> ExitCode {
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// The two that are for programs to define. They would end the process,
+    /// which in Go they do not.
+    _ignored: [Signal; 2],
 }
 
 impl Signals {
@@ -232,6 +237,10 @@ impl Signals {
         Ok(Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            _ignored: [
+                signal(SignalKind::user_defined1())?,
+                signal(SignalKind::user_defined2())?,
+            ],
         })
     }
 

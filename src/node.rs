@@ -10,9 +10,10 @@
 //! Then it waits for its cluster: clients are served once it has made itself
 //! known through the log, which takes a majority.
 //!
-//! A node stops in this order: leadership is handed over, listeners accept no
-//! more, watch streams end, running calls finish, the log drains into the
-//! state, the state is flushed.
+//! A node stops in this order: leadership is handed over, clients' ports accept
+//! no more, watch streams end, running calls finish, for which the other members
+//! are still needed; then the peers' port closes, the log drains into the state,
+//! the state is flushed.
 
 mod clients;
 mod founding;
@@ -28,7 +29,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::watch as value;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -104,13 +105,66 @@ pub struct Node {
     is_ready: value::Receiver<bool>,
     /// They never will be: this member has other data than the others.
     unfit: CancellationToken,
-    /// Run until they are aborted.
-    chores: JoinSet<()>,
-    /// End by themselves after `shutdown`, when their calls have finished.
-    listeners: JoinSet<()>,
-    shutdown: CancellationToken,
+    chores: Chores,
+    /// Of clients and probes.
+    listeners: Listeners,
+    peer_listeners: Listeners,
     /// Holds the lock on the directory; released last.
     data_dir: DataDir,
+}
+
+/// The chores, which run until they are stopped, and who looks after them.
+struct Chores {
+    supervisor: JoinHandle<()>,
+    /// One of them has ended by itself, which none is meant to: a panic.
+    broken: CancellationToken,
+}
+
+impl Chores {
+    fn supervise(mut running: JoinSet<()>) -> Chores {
+        let broken = CancellationToken::new();
+        let report = broken.clone();
+        let supervisor = tokio::spawn(async move {
+            if let Some(ended) = running.join_next().await {
+                error!(?ended, "a chore has ended");
+                report.cancel();
+            }
+            // The others go on for what time the member has left.
+            while running.join_next().await.is_some() {}
+        });
+        Chores { supervisor, broken }
+    }
+
+    async fn stop(self) {
+        self.supervisor.abort();
+        // Aborted, with all that it looked after.
+        let _ = self.supervisor.await;
+    }
+}
+
+/// Listeners that stop together.
+struct Listeners {
+    /// End by themselves after `shutdown`, when their calls have finished.
+    serving: JoinSet<()>,
+    shutdown: CancellationToken,
+}
+
+impl Listeners {
+    fn new() -> Listeners {
+        Listeners {
+            serving: JoinSet::new(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+
+    /// Waits for the calls under way, once `shutdown` has been told.
+    async fn drain(mut self) {
+        let drained = async { while self.serving.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_LIMIT, drained).await.is_err() {
+            warn!("cut off the calls that were still running");
+            self.serving.shutdown().await;
+        }
+    }
 }
 
 /// The sockets of a node that are bound before anything is opened, so that a
@@ -144,19 +198,19 @@ impl Node {
         let data_dir = open_directory(&config).await?;
         let client_addrs = ports.client.iter().filter_map(Listener::local_addr);
         let client_addrs: Vec<SocketAddr> = client_addrs.collect();
-        let shutdown = CancellationToken::new();
-        let mut listeners = JoinSet::new();
+        let mut listeners = Listeners::new();
+        let mut peer_listeners = Listeners::new();
         let probes = http::State::new(Versions {
             server: SERVER_VERSION.to_owned(),
             cluster: STORAGE_VERSION.to_owned(),
             storage: STORAGE_VERSION.to_owned(),
         });
-        listeners.spawn(listener::serve(
+        listeners.serving.spawn(listener::serve(
             ports.metrics,
             Services::One(http::metrics_router(probes.clone())),
             metrics_tls(&config),
             config.connections.clone(),
-            shutdown.clone(),
+            listeners.shutdown.clone(),
         ));
 
         let Opened {
@@ -230,9 +284,9 @@ impl Node {
             cluster_id: identity.cluster_id,
             member_id: identity.member_id,
             settings: settings::rpc(&config),
-            shutdown: shutdown.clone(),
+            shutdown: listeners.shutdown.clone(),
         });
-        listeners.spawn(listener::serve(
+        peer_listeners.serving.spawn(listener::serve(
             peer_ports,
             Services::Both {
                 grpc: peers
@@ -243,7 +297,7 @@ impl Node {
             },
             config.peer_tls.listen.clone(),
             listener::Settings::for_peers(config.election_timeout),
-            shutdown.clone(),
+            peer_listeners.shutdown.clone(),
         ));
 
         let mut chores = JoinSet::new();
@@ -279,9 +333,9 @@ impl Node {
             client: ports.client,
             client_http: ports.client_http,
             services,
-            shutdown: shutdown.clone(),
+            shutdown: listeners.shutdown.clone(),
         };
-        listeners.spawn(clients.serve(
+        listeners.serving.spawn(clients.serve(
             config,
             consensus.clone(),
             published.clone(),
@@ -299,9 +353,9 @@ impl Node {
             client_addrs,
             is_ready,
             unfit,
-            chores,
+            chores: Chores::supervise(chores),
             listeners,
-            shutdown,
+            peer_listeners,
             data_dir,
         })
     }
@@ -338,6 +392,8 @@ impl Node {
             tokio::select! {
                 () = self.consensus.failed() => {}
                 () = self.unfit.cancelled() => {}
+                () = self.chores.broken.cancelled() => {}
+                () = self.hub.broken() => error!("the thread for watchers that are behind has ended"),
             }
         };
         let stay = || tokio::time::sleep(REMOVED_STAY);
@@ -353,24 +409,22 @@ impl Node {
             peers,
             outgoing,
             hub,
-            mut chores,
-            mut listeners,
-            shutdown,
+            chores,
+            listeners,
+            peer_listeners,
             data_dir,
             ..
         } = self;
-        shutdown.cancel();
+        listeners.shutdown.cancel();
         hub.close();
-        chores.shutdown().await;
-        peers.close();
+        // Writes and reads under way end by what the other members say.
+        listeners.drain().await;
+        chores.stop().await;
         // Transfers hold the state open.
         outgoing.close();
-        // Calls under way need consensus until they have finished.
-        let drained = async { while listeners.join_next().await.is_some() {} };
-        if tokio::time::timeout(STOP_LIMIT, drained).await.is_err() {
-            warn!("cut off the calls that were still running");
-            listeners.shutdown().await;
-        }
+        peers.close();
+        peer_listeners.shutdown.cancel();
+        peer_listeners.drain().await;
         if let Err(error) = tokio::task::spawn_blocking(move || threads.stop()).await {
             error!(%error, "the log did not close cleanly");
         }

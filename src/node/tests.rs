@@ -85,6 +85,23 @@ async fn a_node_makes_its_own_certificates_once() {
     assert_eq!(made[0], made[1]);
 }
 
+#[tokio::test]
+async fn a_chore_that_ends_is_noticed() {
+    let mut running = JoinSet::new();
+    running.spawn(pending());
+    running.spawn(async {});
+    let chores = Chores::supervise(running);
+    chores.broken.cancelled().await;
+    chores.stop().await;
+
+    let mut running = JoinSet::new();
+    running.spawn(pending());
+    let chores = Chores::supervise(running);
+    let broken = chores.broken.clone();
+    chores.stop().await;
+    assert!(!broken.is_cancelled(), "it was stopped");
+}
+
 /// What it would propose may come back in a state, which answers nobody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_known_proposes_nothing_at_its_start() {

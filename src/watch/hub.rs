@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 
 use parking_lot::{Condvar, Mutex};
+use tokio_util::sync::CancellationToken;
 
 use super::catch_up;
 use super::history::History;
@@ -65,6 +66,8 @@ pub(super) struct Shared {
     /// Signalled when a watcher is queued for the catch-up thread, or it shall stop.
     pub(super) work: Condvar,
     pub(super) is_stopping: std::sync::atomic::AtomicBool,
+    /// The catch-up thread has ended though it was not to.
+    broken: CancellationToken,
 }
 
 impl Hub {
@@ -74,7 +77,10 @@ impl Hub {
         let shared = Arc::clone(&hub.shared);
         let thread = thread::Builder::new()
             .name("watch-catch-up".to_owned())
-            .spawn(move || catch_up::run(&shared))
+            .spawn(move || {
+                let _end = NotedEnd(&shared);
+                catch_up::run(&shared);
+            })
             .expect("a thread can be started while the server starts");
         hub.catch_up = Some(thread);
         Arc::new(hub)
@@ -104,6 +110,7 @@ impl Hub {
             state: Mutex::new(state),
             work: Condvar::new(),
             is_stopping: false.into(),
+            broken: CancellationToken::new(),
         };
         Hub {
             shared: Arc::new(shared),
@@ -164,9 +171,26 @@ impl Hub {
         self.shared.state.lock().end_all(End::Stopped);
     }
 
+    /// Resolves when watchers that are behind will never catch up, because of a
+    /// fault of this process. It should then be stopped.
+    pub async fn broken(&self) {
+        self.shared.broken.cancelled().await;
+    }
+
     #[cfg(test)]
     pub(super) fn shared(&self) -> &Shared {
         &self.shared
+    }
+}
+
+/// Tells when the catch-up thread ends, also by a panic.
+struct NotedEnd<'a>(&'a Shared);
+
+impl Drop for NotedEnd<'_> {
+    fn drop(&mut self) {
+        if !self.0.is_stopping() {
+            self.0.broken.cancel();
+        }
     }
 }
 
