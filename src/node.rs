@@ -116,7 +116,7 @@ pub struct Node {
 /// The chores, which run until they are stopped, and who looks after them.
 struct Chores {
     supervisor: JoinHandle<()>,
-    /// One of them has ended by itself, which none is meant to: a panic.
+    /// One of them has ended by a panic.
     broken: CancellationToken,
 }
 
@@ -125,12 +125,13 @@ impl Chores {
         let broken = CancellationToken::new();
         let report = broken.clone();
         let supervisor = tokio::spawn(async move {
-            if let Some(ended) = running.join_next().await {
-                error!(?ended, "a chore has ended");
-                report.cancel();
+            while let Some(ended) = running.join_next().await {
+                // One that has nothing to do ends well.
+                if let Err(error) = ended {
+                    error!(%error, "a chore has ended");
+                    report.cancel();
+                }
             }
-            // The others go on for what time the member has left.
-            while running.join_next().await.is_some() {}
         });
         Chores { supervisor, broken }
     }

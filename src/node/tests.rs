@@ -86,20 +86,22 @@ async fn a_node_makes_its_own_certificates_once() {
 }
 
 #[tokio::test]
-async fn a_chore_that_ends_is_noticed() {
+async fn a_chore_that_panics_is_noticed() {
     let mut running = JoinSet::new();
     running.spawn(pending());
     running.spawn(async {});
     let chores = Chores::supervise(running);
-    chores.broken.cancelled().await;
+    let broken = chores.broken.clone();
+    tokio::task::yield_now().await;
     chores.stop().await;
+    assert!(!broken.is_cancelled(), "one was done, one was stopped");
 
     let mut running = JoinSet::new();
     running.spawn(pending());
+    running.spawn(async { panic!("as a chore does not") });
     let chores = Chores::supervise(running);
-    let broken = chores.broken.clone();
+    chores.broken.cancelled().await;
     chores.stop().await;
-    assert!(!broken.is_cancelled(), "it was stopped");
 }
 
 /// What it would propose may come back in a state, which answers nobody.
