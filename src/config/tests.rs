@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use super::*;
+use crate::http::tls::{SelfMade, Trust};
 
 const NONE: [(&str, &str); 0] = [];
 
@@ -151,7 +152,7 @@ fn a_manifest_of_kubeadm_starts() {
     let ca_file = PathBuf::from("/etc/kubernetes/pki/etcd/ca.crt");
     assert_eq!(port.client_auth.unwrap().ca_file, ca_file);
     let dial = config.peer_tls.dial.unwrap();
-    assert_eq!(dial.ca_file, ca_file);
+    assert_eq!(dial.trust, Trust::Authorities(ca_file));
     let pair = dial.key_pair.unwrap();
     assert_eq!(
         (pair.cert_file, pair.key_file),
