@@ -8,10 +8,11 @@
 //! as etcd's (`config/config.go`, `membership/cluster.go`).
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::source::Values;
 use super::value::split_list;
-use super::{ConfigError, advertised, ids, invalid};
+use super::{ConfigError, Feature, advertised, ids, invalid};
 use crate::http::Url;
 
 /// The `initial-*` options.
@@ -246,6 +247,31 @@ impl Joining {
 
 fn texts(urls: &[Url]) -> Vec<String> {
     urls.iter().map(ToString::to_string).collect()
+}
+
+/// With the gate `SetMemberLocalAddr`: the first address by which others reach
+/// this member, so that they see its connections come from there (etcd
+/// server/embed/config.go, `InferLocalAddr`).
+pub(super) fn local_address(
+    features: &[Feature],
+    initial: &Initial,
+    notices: &mut Vec<String>,
+) -> Option<IpAddr> {
+    const GATE: &str = "SetMemberLocalAddr";
+    let mut gates = features.iter();
+    if !gates.any(|feature| feature.name == GATE && feature.is_on) {
+        return None;
+    }
+    let urls = initial.peer_urls().iter();
+    let mut addresses = urls.filter_map(|url| url.host_and_port()?.0.parse::<IpAddr>().ok());
+    let address = addresses.find(|address| !address.is_loopback() && !address.is_unspecified());
+    if address.is_none() {
+        notices.push(format!(
+            "feature gate {GATE} has no effect: no URL of --initial-advertise-peer-urls has an \
+             address that is not of this machine alone"
+        ));
+    }
+    address
 }
 
 #[cfg(test)]

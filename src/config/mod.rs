@@ -265,9 +265,8 @@ impl Config {
         let name = values.text("name");
         let data_dir = path(values, "data-dir").unwrap_or_else(|| format!("{name}.stele").into());
         let self_made = tls::self_made(values, &listen, &data_dir, &mut notices)?;
-        let tls = tls::settings(values, &listen, self_made.client.as_ref(), &mut notices)?;
-        let peer = self_made.peer.as_ref();
-        let peer_tls = tls::peer_settings(values, &listen, peer, &mut notices)?;
+        let tls = tls::settings(values, &listen, &self_made, &mut notices)?;
+        let peer_tls = tls::peer_settings(values, &listen, &self_made, &mut notices)?;
         let (heartbeat, election_timeout) = raft_times(values)?;
         let features = feature_gates(values, old_gates, &mut notices)?;
         if values.duration("compact-hash-check-time").is_zero() {
@@ -279,7 +278,7 @@ impl Config {
         Ok(Config {
             data_dir,
             wal_dir: path(values, "wal-dir"),
-            peer_local_address: peer_local_address(&features, &initial, &mut notices),
+            peer_local_address: initial::local_address(&features, &initial, &mut notices),
             initial,
             advertise_client_urls: advertise_client_urls(values)?,
             connections: connections(values),
@@ -554,31 +553,6 @@ fn feature_gates(
         ));
     }
     Ok(features)
-}
-
-/// With the gate `SetMemberLocalAddr`: the first address by which others reach
-/// this member, so that they see its connections come from there (etcd
-/// server/embed/config.go, `InferLocalAddr`).
-fn peer_local_address(
-    features: &[Feature],
-    initial: &Initial,
-    notices: &mut Vec<String>,
-) -> Option<IpAddr> {
-    const GATE: &str = "SetMemberLocalAddr";
-    let mut gates = features.iter();
-    if !gates.any(|feature| feature.name == GATE && feature.is_on) {
-        return None;
-    }
-    let urls = initial.peer_urls().iter();
-    let mut addresses = urls.filter_map(|url| url.host_and_port()?.0.parse::<IpAddr>().ok());
-    let address = addresses.find(|address| !address.is_loopback() && !address.is_unspecified());
-    if address.is_none() {
-        notices.push(format!(
-            "feature gate {GATE} has no effect: no URL of --initial-advertise-peer-urls has an \
-             address that is not of this machine alone"
-        ));
-    }
-    address
 }
 
 /// Origins are URLs without a path, or the star.

@@ -22,7 +22,7 @@ const SELF_MADE_DIRECTORY: &str = "fixtures";
 pub(super) fn settings(
     values: &Values,
     listen: &Listen,
-    self_made: Option<&SelfMade>,
+    self_made: &SelfMades,
     notices: &mut Vec<String>,
 ) -> Result<Option<Settings>, ConfigError> {
     let (min_version, max_version) = versions(values)?;
@@ -56,7 +56,7 @@ pub(super) fn settings(
         }
         return Ok(None);
     };
-    if let Some(made) = self_made {
+    if let Some(made) = &self_made.client {
         note_unasked(values, "auto-tls", &TLS_FLAGS[3..], notices);
         return Ok(Some(Settings {
             cert_file: made.cert_file(),
@@ -184,7 +184,7 @@ pub struct PeerTls {
 pub(super) fn peer_settings(
     values: &Values,
     listen: &Listen,
-    self_made: Option<&SelfMade>,
+    self_made: &SelfMades,
     notices: &mut Vec<String>,
 ) -> Result<PeerTls, ConfigError> {
     let (min_version, max_version) = versions(values)?;
@@ -208,7 +208,7 @@ pub(super) fn peer_settings(
         max_version,
         cipher_suites: cipher_suites.clone(),
     };
-    if let Some(made) = self_made {
+    if let Some(made) = &self_made.peer {
         const DEMANDS: [&str; 7] = [
             "peer-client-cert-file",
             "peer-client-key-file",
