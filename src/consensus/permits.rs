@@ -56,13 +56,11 @@ impl Permits {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const LARGE_BYTES: usize = BYTES_PER_PERMIT * (PERMITS as usize / 2);
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn some_wait_in_order_and_the_rest_is_refused() {
         let permits = Arc::new(Permits::new());
         let first = permits.acquire(LARGE_BYTES).await.unwrap();
@@ -74,14 +72,17 @@ mod tests {
                 tokio::spawn(async move { permits.acquire(LARGE_BYTES).await.map(drop) })
             })
             .collect();
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        // The tasks run while this one yields.
+        while permits.waiting.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
         let refused = permits.acquire(LARGE_BYTES).await;
         assert!(matches!(refused, Err(ProposeError::TooManyRequests)));
         drop((first, second));
         for waiter in waiting {
             waiter.await.unwrap().unwrap();
         }
-        permits.acquire(1).await.unwrap();
+        drop(permits.acquire(1).await.unwrap());
     }
 
     #[tokio::test]

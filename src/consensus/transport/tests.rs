@@ -288,6 +288,11 @@ async fn a_message_larger_than_any_frame_arrives_whole() {
     }
 }
 
+fn of_kind(kind: MessageType, mut message: Message) -> Message {
+    message.msg_type = kind;
+    message
+}
+
 /// A leader that has moved on hears through others what was meant for it.
 #[tokio::test]
 async fn what_a_member_passes_on_for_another_is_heard() {
@@ -298,13 +303,13 @@ async fn what_a_member_passes_on_for_another_is_heard() {
         .into_iter()
         .enumerate()
     {
-        one.send(message(kind, 3, 2, index as u64));
+        one.send(of_kind(kind, append(3, 2, index as u64, 10)));
         let heard = two.receive().await;
         assert_eq!((heard.msg_type, heard.from), (kind, 3));
     }
     // Nobody knows 4: it is not heard, and the connection stays.
-    one.send(message(MessageType::MsgPropose, 4, 2, 7));
-    one.send(message(MessageType::MsgPropose, 3, 2, 8));
+    one.send(of_kind(MessageType::MsgPropose, append(4, 2, 7, 10)));
+    one.send(of_kind(MessageType::MsgPropose, append(3, 2, 8, 10)));
     assert_eq!(two.receive().await.index, 8);
     // What only the member itself can say, nobody says for it.
     one.send(message(MessageType::MsgAppendResponse, 3, 2, 9));
