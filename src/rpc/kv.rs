@@ -256,7 +256,7 @@ async fn read_pages(
     loop {
         let (rest, page) = pages.read(page_keys).await?;
         pages = rest;
-        bytes += page.kvs.iter().map(|kv| field_bytes(kv)).sum::<usize>();
+        bytes += page.kvs.iter().map(field_bytes).sum::<usize>();
         if bytes > max_bytes {
             return Err(status::too_large(bytes));
         }

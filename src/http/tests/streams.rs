@@ -29,7 +29,7 @@ fn serve() -> std::net::SocketAddr {
     };
     let header_bytes = |request: Request| async move {
         let values = request.headers().values();
-        format!("{} bytes", values.map(|value| value.len()).sum::<usize>())
+        format!("{} bytes", values.map(HeaderValue::len).sum::<usize>())
     };
     let router = Router::new()
         .route("/count", any(count))

@@ -196,7 +196,7 @@ fn timeout(value: &[u8]) -> Result<Duration, String> {
 fn base64_fault(value: &[u8]) -> Option<usize> {
     let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     let letters = value.iter().take_while(|byte| is_letter(byte)).count();
-    let is_padded = value.len() % 4 == 0;
+    let is_padded = value.len().is_multiple_of(4);
     match (letters % 4, &value[letters..]) {
         // A letter that is alone in its group says less than a byte.
         (1, []) => Some(letters - 1),
