@@ -116,30 +116,43 @@ pub struct Node {
 /// The chores, which run until they are stopped, and who looks after them.
 struct Chores {
     supervisor: JoinHandle<()>,
+    stopping: CancellationToken,
     /// One of them has ended by a panic.
     broken: CancellationToken,
 }
 
 impl Chores {
     fn supervise(mut running: JoinSet<()>) -> Chores {
-        let broken = CancellationToken::new();
-        let report = broken.clone();
+        let (stopping, broken) = (CancellationToken::new(), CancellationToken::new());
+        let (stopped, report) = (stopping.clone(), broken.clone());
         let supervisor = tokio::spawn(async move {
-            while let Some(ended) = running.join_next().await {
-                // One that has nothing to do ends well.
-                if let Err(error) = ended {
-                    error!(%error, "a chore has ended");
-                    report.cancel();
+            let supervising = async {
+                while let Some(ended) = running.join_next().await {
+                    // One that has nothing to do ends well.
+                    if let Err(error) = ended {
+                        error!(%error, "a chore has ended");
+                        report.cancel();
+                    }
                 }
+            };
+            tokio::select! {
+                () = supervising => {}
+                () = stopped.cancelled() => running.shutdown().await,
             }
         });
-        Chores { supervisor, broken }
+        Chores {
+            supervisor,
+            stopping,
+            broken,
+        }
     }
 
+    /// Returns when none of them runs any more: they hold the store.
     async fn stop(self) {
-        self.supervisor.abort();
-        // Aborted, with all that it looked after.
-        let _ = self.supervisor.await;
+        self.stopping.cancel();
+        if let Err(error) = self.supervisor.await {
+            error!(%error, "the chores did not end cleanly");
+        }
     }
 }
 
